@@ -1,0 +1,109 @@
+# Everything starts here, from nothing: each target sets up what it needs in .venv and skips what is done.
+# Nothing is written outside this folder.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
+LOCK    := requirements.lock
+NATIVE  := $(shell find native -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
+LLAMA   := $(shell sed -n 's/^llama_cpp_python==//p' $(LOCK))
+SDIST   := .oracles/llama_cpp_python-$(LLAMA).tar.gz
+SAY     := @echo "phicourse:"
+
+CACHE   := $(CURDIR)/.cache
+export PIP_CACHE_DIR      ?= $(CACHE)/pip
+export XDG_CACHE_HOME     := $(CACHE)
+export XDG_CONFIG_HOME    := $(CACHE)/config
+export XDG_DATA_HOME      := $(CACHE)/share
+export MPLCONFIGDIR       := $(CACHE)/matplotlib
+export IPYTHONDIR         := $(CACHE)/ipython
+export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
+export JUPYTER_DATA_DIR   := $(CACHE)/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
+export HF_HOME            := $(CACHE)/huggingface
+export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/torchinductor
+export PYTHONNOUSERSITE   := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run lab test lint test-native test-python test-notebooks bench train oracles clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+run: $(VENV)/.run ## checkpoint -> F16 -> Q4_K_M -> a chat answer, a table and a picture
+	$(SAY) "from the checkpoint in data/phi-tiny to a chat answer; the files go to out/"
+	@$(BIN)/phicourse demo --out out --force
+
+lab: $(VENV)/.lab ## JupyterLab on notebook 00
+	$(SAY) "opening JupyterLab on notebook 00; Ctrl-C ends it"
+	@$(BIN)/jupyter lab notebooks/00_from_checkpoint_to_chat.ipynb
+
+test: lint test-native test-python test-notebooks ## everything that must hold
+
+lint: $(VENV)/.test
+	$(SAY) "checking format, lint and types"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test-native: $(VENV)/.test
+	$(SAY) "building and running the C++ tests"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S native -B build/tests -G Ninja >build/tests.log 2>&1 || (cat build/tests.log; false)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tests >build/tests.log 2>&1 || (cat build/tests.log; false)
+	@$(BIN)/ctest --test-dir build/tests --output-on-failure
+
+test-python: $(VENV)/.test $(SDIST)
+	$(SAY) "running the Python tests"
+	@$(BIN)/python -m pytest
+
+test-notebooks: $(VENV)/.test
+	$(SAY) "running the notebooks from top to bottom"
+	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -p no:cacheprovider notebooks
+
+bench: $(VENV)/.test ## speed side by side with llama.cpp, as ratios
+	$(SAY) "measuring against llama-cpp-python $(LLAMA)"
+	@$(BIN)/python tests/benchmarks/bench_vs_llama_cpp.py
+
+train: $(VENV)/.lab ## train phi-tiny, or go on from its last checkpoint
+	$(SAY) "training phi-tiny; Ctrl-C stops, the same command resumes"
+	@$(BIN)/python data/train_phi_tiny.py --resume
+
+oracles: $(SDIST) ## llama.cpp's own converter, for the tests
+
+clean: ## remove what was built and downloaded, keep .venv
+	$(SAY) "removing build/, out/, caches"
+	@rm -rf build out .cache .oracles .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find phicourse -name '*.so' -delete; rm -f $(VENV)/.run $(VENV)/.lab $(VENV)/.test
+
+$(BIN)/python:
+	$(SAY) "creating a Python environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  (echo "phicourse: needs Python 3.11 or newer; try make PYTHON=python3.12" >&2; false)
+	@$(PYTHON) -m venv $(VENV)
+
+# --no-build-isolation: the build tools come from the same lock, and a rebuild after a change is incremental.
+$(VENV)/.run: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/python
+	$(SAY) "installing the package and building the C++ engine (about a minute the first time)"
+	@mkdir -p build
+	@$(PIP) install -c $(LOCK) scikit-build-core nanobind cmake ninja
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -c $(LOCK) --no-build-isolation -e .
+	@touch $@
+
+# llama-cpp-python is compiled here: about five minutes on two cores, once.
+$(VENV)/.lab: $(VENV)/.run
+	$(SAY) "installing JupyterLab, PyTorch and llama-cpp-python (several minutes the first time)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) install -c $(LOCK) --no-build-isolation llama-cpp-python
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -c $(LOCK) --no-build-isolation -e '.[lab]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.lab
+	$(SAY) "installing the tools that check the course"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -c $(LOCK) --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(SDIST): $(LOCK) | $(BIN)/python
+	$(SAY) "downloading llama.cpp's converter (inside the source distribution of llama-cpp-python)"
+	@mkdir -p .oracles
+	@$(PIP) download --no-binary :all: --no-deps -d .oracles llama-cpp-python==$(LLAMA)
+	@tar -xzf $@ -C .oracles && rm -rf .oracles/llama.cpp
+	@mv .oracles/llama_cpp_python-$(LLAMA)/vendor/llama.cpp .oracles/llama.cpp
+	@rm -rf .oracles/llama_cpp_python-$(LLAMA) && touch $@

@@ -1,0 +1,90 @@
+"""The house itself: one lock, one environment file, one list of packages, and nothing outside the folder."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+# conda-forge calls these packages otherwise than PyPI does
+CONDA_NAMES = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch"}
+# tools of the environment that are no Python packages of ours
+CONDA_ONLY = {"python", "pip", "cxx-compiler"}
+
+
+def package_name(requirement: str) -> str:
+    return re.split(r"[\s<>=!~;\[@]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def locked(repository: Path) -> dict[str, str]:
+    lines = (repository / "requirements.lock").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {package_name(name): version for name, version in pins}
+
+
+def project(repository: Path) -> dict[str, dict[str, object]]:
+    return tomllib.loads((repository / "pyproject.toml").read_text())
+
+
+def required(repository: Path) -> set[str]:
+    table = project(repository)
+    requirements = list(table["project"]["dependencies"]) + list(table["build-system"]["requires"])
+    for extra in table["project"]["optional-dependencies"].values():
+        requirements += extra
+    return {package_name(requirement) for requirement in requirements} - {"phicourse"}
+
+
+def test_every_package_of_pyproject_is_pinned_in_the_lock(repository: Path) -> None:
+    assert required(repository) - set(locked(repository)) == set()
+
+
+def test_lock_has_exact_versions_and_nothing_local(repository: Path) -> None:
+    text = (repository / "requirements.lock").read_text()
+    assert " @ " not in text and "file:" not in text and "://" not in text
+    assert all(re.fullmatch(r"\d[\w.]*", version) for version in locked(repository).values())
+
+
+def test_environment_yml_names_what_the_course_needs_and_says_why(repository: Path) -> None:
+    lines = [
+        line.strip()
+        for line in (repository / "environment.yml").read_text().splitlines()
+        if line.startswith("  - ") and "conda-forge" not in line
+    ]
+    names = {package_name(line[2:].split("#")[0].strip()) for line in lines}
+    pypi_names = {CONDA_NAMES.get(name, name) for name in names} - CONDA_ONLY
+    assert pypi_names <= set(locked(repository))
+    runtime = {package_name(requirement) for requirement in project(repository)["project"]["dependencies"]}
+    assert runtime <= pypi_names
+    without_reason = [line for line in lines if "#" not in line and not line.startswith("- python>")]
+    assert without_reason == []
+
+
+def tracked_text(repository: Path) -> list[tuple[Path, str]]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repository,
+        capture_output=True,
+        check=True,
+    )
+    found = []
+    for name in listed.stdout.decode().split("\0"):
+        path = repository / name
+        if name and path.is_file() and path.suffix in {".md", ".ipynb", ".py", ".cpp", ".hpp", ".txt", ".json"}:
+            found.append((path, path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_no_path_of_a_machine_and_no_widget_state(repository: Path) -> None:
+    machine_path = re.compile(r"(?:^|[\"'\s(=])/(?:root|work|home|tmp|Users)/\w")
+    for path, text in tracked_text(repository):
+        if "tests" not in path.parts:
+            assert machine_path.search(text) is None, path
+        assert "application/vnd.jupyter.widget-state+json" not in text or path == Path(__file__), path
+
+
+@pytest.mark.parametrize("target", ["run", "lab", "test", "bench", "train", "clean"])
+def test_make_knows_the_target(repository: Path, target: str) -> None:
+    planned = subprocess.run(["make", "--dry-run", target], cwd=repository, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    assert "phicourse:" in planned.stdout
