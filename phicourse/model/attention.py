@@ -1,0 +1,84 @@
+"""Grouped-query attention with rotary positions, a sliding window and a cache of keys and values."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from phicourse.checkpoint.config import PhiConfig
+from phicourse.model.rope import rotate
+
+
+class KVCache:
+    """The keys and values of all earlier positions, so that each is computed once.
+
+    Every layer has one pair of tensors (batch, kv_heads, length, head_size). The layers of one forward pass
+    append in turn; the cache is as long as its first layer says.
+    """
+
+    def __init__(self) -> None:
+        """An empty cache."""
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """The number of positions held."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new positions (batch, kv_heads, time, head_size) of a layer and return all of them."""
+        if layer in self.layers:
+            old_keys, old_values = self.layers[layer]
+            keys, values = torch.cat((old_keys, keys), dim=2), torch.cat((old_values, values), dim=2)
+        self.layers[layer] = keys, values
+        return keys, values
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        cut = {layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in self.layers.items()}
+        self.layers = cut if length > 0 else {}
+
+
+def attention_mask(time: int, total: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees: bool (time, total), or None where plain causal attention says the same.
+
+    A query sees itself and what came before; with a window, only the nearest `window` positions, itself
+    among them. The queries are the last `time` of `total` positions.
+    """
+    if time == total and (window is None or total <= window):
+        return None
+    query = torch.arange(total - time, total, device=device)[:, None]  # (time, 1)
+    key = torch.arange(total, device=device)[None, :]  # (1, total)
+    seen = key <= query
+    return seen if window is None else seen & (query - key < window)
+
+
+class Attention(nn.Module):
+    """softmax(q·k / sqrt(head_size)) · v, each key and value head shared by a group of query heads."""
+
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        """Weights of layer number `layer`; one matrix makes queries, keys and values, in this order."""
+        super().__init__()
+        self.head_size = config.head_size
+        self.layer = layer
+        self.grouped = config.n_heads != config.n_kv_heads
+        self.rows = [n * config.head_size for n in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.rows), bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.head_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """x (batch, time, hidden), cos and sin (time, rope_size / 2), mask (time, total) or None."""
+        q, k, v = (self.heads(part) for part in self.qkv_proj(x).split(self.rows, dim=-1))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (batch, heads, time, head_size)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (batch, kv_heads, total, head_size)
+        seen = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+        )  # (batch, heads, time, head_size)
+        out: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))  # (batch, time, hidden)
+        return out
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(batch, time, heads · head_size) to (batch, heads, time, head_size)."""
+        return x.view(*x.shape[:-1], -1, self.head_size).transpose(1, 2)
