@@ -1,0 +1,162 @@
+"""Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: 32 weights share one scale (and, in the `_1` types, one minimum).
+
+One formula each, no search: the largest weight decides. These types came first, hence "legacy";
+Q8_0 is still the best choice at 8 bits, and the others catch rows that no K-quant divides.
+Source: ggml `quantize_row_*_ref` and `dequantize_row_*`; bytes equal to ggml 0.25.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phicourse.quantize.blocks import (
+    Blocks,
+    Float32,
+    UInt8,
+    join_rows,
+    pack,
+    pack_nibbles,
+    split_rows,
+    unpack_nibbles,
+)
+from phicourse.quantize.rounding import reciprocal, round_half_away, truncate
+from phicourse.quantize.scale_search import signed_peak
+
+BLOCK = 32
+
+# Weights too large or too small for a float16 scale make infinities on the way; `quantize_rows` catches them.
+_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+
+
+@_quiet
+def quantize_q8_0(x: Float32) -> Blocks:
+    """Quantize rows to Q8_0: 32 weights share one scale, 8.5 bits per weight.
+
+    x        (..., n) float32, n a multiple of 32, finite
+    returns  (..., n / 32) blocks: d float16, qs (32,) int8
+    raises   QuantizeError where 32 does not divide n
+    """
+    weights = split_rows(x, BLOCK, "Q8_0")  # (..., n_blocks, 32)
+    scale = np.abs(weights).max(axis=-1) / np.float32(127)  # (..., n_blocks)
+    codes = round_half_away(weights * reciprocal(scale)[..., None])  # -127 … 127
+    return pack("Q8_0", d=scale, qs=codes)  # only here the scale becomes a float16
+
+
+def dequantize_q8_0(blocks: Blocks) -> Float32:
+    """Weight = d * code: (..., n_blocks) Q8_0 -> (..., n) float32."""
+    return join_rows(_column(blocks["d"]) * blocks["qs"].astype(np.float32))
+
+
+@_quiet
+def quantize_q4_0(x: Float32) -> Blocks:
+    """Quantize rows to Q4_0: codes 0 … 15 stand for -8 … 7 scales, 4.5 bits per weight.
+
+    x        (..., n) float32, n a multiple of 32, finite
+    returns  (..., n / 32) blocks: d float16, qs (16,) uint8
+    raises   QuantizeError where 32 does not divide n
+    """
+    scale, codes = _symmetric(split_rows(x, BLOCK, "Q4_0"), n_max=8)
+    return pack("Q4_0", d=scale, qs=pack_nibbles(codes))
+
+
+def dequantize_q4_0(blocks: Blocks) -> Float32:
+    """Weight = d * (code - 8): (..., n_blocks) Q4_0 -> (..., n) float32."""
+    codes = unpack_nibbles(blocks["qs"])  # (..., n_blocks, 32)
+    return join_rows((codes.astype(np.float32) - np.float32(8)) * _column(blocks["d"]))
+
+
+@_quiet
+def quantize_q5_0(x: Float32) -> Blocks:
+    """Quantize rows to Q5_0: codes 0 … 31 stand for -16 … 15 scales, 5.5 bits per weight.
+
+    x        (..., n) float32, n a multiple of 32, finite
+    returns  (..., n / 32) blocks: d float16, qh uint32 (the fifth bits), qs (16,) uint8
+    raises   QuantizeError where 32 does not divide n
+    """
+    scale, codes = _symmetric(split_rows(x, BLOCK, "Q5_0"), n_max=16)
+    return pack("Q5_0", d=scale, qh=_pack_fifth_bits(codes), qs=pack_nibbles(codes))
+
+
+def dequantize_q5_0(blocks: Blocks) -> Float32:
+    """Weight = d * (code - 16): (..., n_blocks) Q5_0 -> (..., n) float32."""
+    codes = unpack_nibbles(blocks["qs"]) | _unpack_fifth_bits(blocks["qh"])
+    return join_rows((codes.astype(np.float32) - np.float32(16)) * _column(blocks["d"]))
+
+
+@_quiet
+def quantize_q4_1(x: Float32) -> Blocks:
+    """Quantize rows to Q4_1: codes 0 … 15 go up from the block's minimum, 5 bits per weight.
+
+    x        (..., n) float32, n a multiple of 32, finite
+    returns  (..., n / 32) blocks: d, m float16, qs (16,) uint8
+    raises   QuantizeError where 32 does not divide n
+    """
+    scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q4_1"), n_max=15)
+    return pack("Q4_1", d=scale, m=minimum, qs=pack_nibbles(codes))
+
+
+def dequantize_q4_1(blocks: Blocks) -> Float32:
+    """Weight = d * code + m: (..., n_blocks) Q4_1 -> (..., n) float32."""
+    codes = unpack_nibbles(blocks["qs"])
+    return join_rows(codes.astype(np.float32) * _column(blocks["d"]) + _column(blocks["m"]))
+
+
+@_quiet
+def quantize_q5_1(x: Float32) -> Blocks:
+    """Quantize rows to Q5_1: codes 0 … 31 go up from the block's minimum, 6 bits per weight.
+
+    x        (..., n) float32, n a multiple of 32, finite
+    returns  (..., n / 32) blocks: d, m float16, qh uint32 (the fifth bits), qs (16,) uint8
+    raises   QuantizeError where 32 does not divide n
+    """
+    scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q5_1"), n_max=31)
+    return pack("Q5_1", d=scale, m=minimum, qh=_pack_fifth_bits(codes), qs=pack_nibbles(codes))
+
+
+def dequantize_q5_1(blocks: Blocks) -> Float32:
+    """Weight = d * code + m: (..., n_blocks) Q5_1 -> (..., n) float32."""
+    codes = unpack_nibbles(blocks["qs"]) | _unpack_fifth_bits(blocks["qh"])
+    return join_rows(codes.astype(np.float32) * _column(blocks["d"]) + _column(blocks["m"]))
+
+
+def _symmetric(weights: Float32, n_max: int) -> tuple[Float32, UInt8]:
+    """Scale (..., n_blocks) and codes (..., n_blocks, 32) such that weight = scale * (code - n_max).
+
+    The largest weight gets code 0, which stands for -n_max: the side with one level more.
+    Where it is positive, the scale is negative.
+    """
+    scale = signed_peak(weights, axis=-1) / np.float32(-n_max)
+    levels = weights * reciprocal(scale)[..., None] + np.float32(n_max + 0.5)
+    return scale, np.minimum(truncate(levels), 2 * n_max - 1).astype(np.uint8)
+
+
+def _affine(weights: Float32, n_max: int) -> tuple[Float32, Float32, UInt8]:
+    """Scale, minimum (..., n_blocks) and codes (..., n_blocks, 32): weight = scale * code + minimum."""
+    lowest, highest = _at(weights, weights.argmin(axis=-1)), _at(weights, weights.argmax(axis=-1))
+    scale = (highest - lowest) / np.float32(n_max)
+    levels = (weights - lowest[..., None]) * reciprocal(scale)[..., None] + np.float32(0.5)
+    return scale, lowest, np.minimum(truncate(levels), n_max).astype(np.uint8)
+
+
+def _at(weights: Float32, index: NDArray[np.intp]) -> Float32:
+    """Pick one weight of each block: (..., n_blocks, 32) at (..., n_blocks) -> (..., n_blocks).
+
+    Through argmin rather than min, because among 0 and -0 ggml takes the first, and the sign is stored.
+    """
+    return np.take_along_axis(weights, index[..., None], axis=-1)[..., 0]
+
+
+def _column(scale: Blocks) -> Float32:
+    """Return a stored scale of each block, to multiply its weights: (..., n_blocks) -> (..., n_blocks, 1)."""
+    return scale.astype(np.float32)[..., None]
+
+
+def _pack_fifth_bits(codes: UInt8) -> Blocks:
+    """Bit 4 of code j becomes bit j of a word: (..., 32) -> (...) uint32."""
+    bits = (codes >> np.uint8(4)).astype(np.uint32) << np.arange(BLOCK, dtype=np.uint32)
+    return np.asarray(np.bitwise_or.reduce(bits, axis=-1))
+
+
+def _unpack_fifth_bits(word: Blocks) -> UInt8:
+    """Bit j of the word becomes bit 4 of value j: (...) uint32 -> (..., 32)."""
+    bits = word[..., None] >> np.arange(BLOCK, dtype=np.uint32)
+    return ((bits & np.uint32(1)) << np.uint32(4)).astype(np.uint8)

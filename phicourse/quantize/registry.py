@@ -1,0 +1,236 @@
+"""Which function quantizes which type, and how rows reach it: checked, in chunks, compiled where that is possible.
+
+Three things can do the work, all with the same bytes: the compiled module, the NumPy functions that one
+can read, and a function of the reader's own, put in place with `use`.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phicourse.errors import QuantizeError
+from phicourse.gguf.types import TENSOR_TYPES, TensorType
+from phicourse.quantize import float_types, k_quants, legacy
+from phicourse.quantize.blocks import Blocks, Float32, UInt8
+from phicourse.quantize.checks import Where, as_bytes, check_blocks, check_finite, check_rows
+
+Quantizer = Callable[[Float32], Blocks]
+Dequantizer = Callable[[Blocks], Float32]
+Backend = Literal["auto", "native", "numpy"]
+
+QUANTIZERS: dict[str, Quantizer] = {
+    "F32": float_types.quantize_f32,
+    "F16": float_types.quantize_f16,
+    "BF16": float_types.quantize_bf16,
+    "Q4_0": legacy.quantize_q4_0,
+    "Q4_1": legacy.quantize_q4_1,
+    "Q5_0": legacy.quantize_q5_0,
+    "Q5_1": legacy.quantize_q5_1,
+    "Q8_0": legacy.quantize_q8_0,
+    "Q4_K": k_quants.quantize_q4_k,
+    "Q5_K": k_quants.quantize_q5_k,
+    "Q6_K": k_quants.quantize_q6_k,
+}
+DEQUANTIZERS: dict[str, Dequantizer] = {
+    "F32": float_types.dequantize_f32,
+    "F16": float_types.dequantize_f16,
+    "BF16": float_types.dequantize_bf16,
+    "Q4_0": legacy.dequantize_q4_0,
+    "Q4_1": legacy.dequantize_q4_1,
+    "Q5_0": legacy.dequantize_q5_0,
+    "Q5_1": legacy.dequantize_q5_1,
+    "Q8_0": legacy.dequantize_q8_0,
+    "Q4_K": k_quants.dequantize_q4_k,
+    "Q5_K": k_quants.dequantize_q5_k,
+    "Q6_K": k_quants.dequantize_q6_k,
+}
+
+# Weights that the NumPy path takes at once: what it makes of them still fits into a processor's cache.
+_NUMPY_CHUNK = 1 << 17
+
+_replaced: ContextVar[Mapping[str, Quantizer]] = ContextVar("replaced quantizers")
+
+
+@contextmanager
+def use(**quantizers: Quantizer) -> Iterator[None]:
+    """Let functions of your own take the place of ours while the `with` block runs.
+
+    >>> with phicourse.use(q4_k=mine):
+    ...     phicourse.quantize("model-f16.gguf", "mine.gguf", "Q4_K_M")
+
+    quantizers  type name (lower case, as `q4_k`) = function from (rows, n) float32 to blocks: the structured
+                array (rows, n_blocks) of the type, or its bytes, (rows, bytes of a row) uint8
+    Raises QuantizeError for an unknown type. Other threads keep their quantizers; blocks can be nested.
+    """
+    for name, function in quantizers.items():
+        if not callable(function):
+            raise QuantizeError(f"the quantizer of {name} must be a function, got {function!r:.60}")
+    replaced = {supported_type(name).name: function for name, function in quantizers.items()}
+    token = _replaced.set({**_replaced.get({}), **replaced})
+    try:
+        yield
+    finally:
+        _replaced.reset(token)
+
+
+def supported_type(name: str) -> TensorType:
+    """Look up a type that can be quantized to, by name in any case; QuantizeError lists them."""
+    if name.upper() not in QUANTIZERS:
+        raise QuantizeError(f"cannot quantize to {name!r}; known types are {', '.join(QUANTIZERS)}")
+    return TENSOR_TYPES[name.upper()]
+
+
+def quantize_rows(
+    x: Float32, type_name: str, *, backend: Backend = "auto", threads: int | None = None, name: str = "input"
+) -> UInt8:
+    """Quantize rows of weights.
+
+    x          (rows, n) float32, finite; n a multiple of the type's block size
+    type_name  a type of QUANTIZERS, in any case
+    backend    "native" the compiled module, "numpy" the functions to read; "auto" takes what `use` put in place,
+               else native where it was built, else NumPy. The bytes are the same.
+    threads    for native; None: one for each processor
+    name       the tensor, for error messages
+    returns    (rows, bytes of a row) uint8
+    raises     QuantizeError: unknown type, row length, a weight (with row and column) or a scale not finite
+    """
+    return quantize_data(x, TENSOR_TYPES["F32"], type_name, backend=backend, threads=threads, name=name)
+
+
+def quantize_data(
+    data: NDArray[Any],
+    source: TensorType,
+    type_name: str,
+    *,
+    backend: Backend = "auto",
+    threads: int | None = None,
+    name: str = "input",
+    first_row: int = 0,
+) -> UInt8:
+    """Quantize rows that are stored as another type, as `quantize_rows`; each is widened to float32 first.
+
+    data       (rows, n_blocks) of source.dtype
+    source     F32, F16, BF16, or a type of DEQUANTIZERS
+    first_row  where in its tensor `data` begins, for error messages
+    """
+    type = supported_type(type_name)
+    where = Where(name, first_row)
+    if source.name not in DEQUANTIZERS:
+        raise QuantizeError(f"{name}: cannot read {source.name}; known types are {', '.join(DEQUANTIZERS)}")
+    rows = check_rows(data, source, type, where)
+    function = _replaced.get({}).get(type.name) if backend == "auto" else None
+    native = _native_for(type.name, backend) if function is None else None
+    if native is not None:
+        packed = _quantize_native(native, rows, source, type, _threads(threads), where)
+    else:
+        packed = _quantize_chunks(rows, source, type, function or QUANTIZERS[type.name], where)
+    check_blocks(packed.view(type.dtype), type, where)
+    return packed
+
+
+def dequantize_rows(
+    data: UInt8, type_name: str, *, backend: Backend = "auto", threads: int | None = None
+) -> Float32:
+    """Turn quantized rows into float32.
+
+    data     (rows, bytes of a row) uint8
+    backend  as `quantize_rows`; the values are the same, bit for bit
+    returns  (rows, n) float32
+    raises   QuantizeError: unknown type, or rows that are no whole number of blocks
+    """
+    type = supported_type(type_name)
+    if data.ndim != 2 or data.dtype != np.uint8 or data.shape[1] % type.bytes:
+        raise QuantizeError(
+            f"{type.name} rows are (rows, k * {type.bytes}) uint8, got {data.shape} {data.dtype}"
+        )
+    data = np.ascontiguousarray(data)
+    native = _native_for(type.name, backend)
+    if native is None:
+        return DEQUANTIZERS[type.name](data.view(type.dtype))
+    out = np.empty((len(data), data.shape[1] // type.bytes * type.block), np.float32)
+    native.dequantize(type.name, data, out, _threads(threads))
+    return out
+
+
+# ---- which backend ---------------------------------------------------------------------------------------
+
+
+@cache
+def _native() -> ModuleType | None:
+    """Import the compiled module once; None, after one line on standard error, where it was not built."""
+    try:
+        from phicourse import native
+    except ImportError as error:
+        print(f"phicourse: no compiled module ({error}); NumPy quantizes, slowly", file=sys.stderr)
+        return None
+    return native
+
+
+def _native_for(type_name: str, backend: Backend) -> ModuleType | None:
+    """The compiled module if it is to do the work, else None; QuantizeError where it is asked for and cannot."""
+    if backend not in ("auto", "native", "numpy"):
+        raise QuantizeError(f"unknown backend {backend!r}; known are auto, native, numpy")
+    if backend == "numpy":
+        return None
+    native = _native()
+    if native is not None and type_name in {"F32", "F16", "BF16", *native.block_layouts()}:
+        return native
+    if backend == "native":
+        lacks = "was not built" if native is None else f"has no {type_name}"
+        raise QuantizeError(f"the compiled module {lacks}; use the backend 'numpy'")
+    return None
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise QuantizeError(f"{threads} threads cannot work; give 1 or more")
+    if threads is None and hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return threads or os.cpu_count() or 1
+
+
+# ---- the work --------------------------------------------------------------------------------------------
+
+
+def _quantize_native(
+    native: ModuleType, rows: NDArray[Any], source: TensorType, type: TensorType, threads: int, where: Where
+) -> UInt8:
+    """Let the compiled module quantize; it widens F16 and BF16 on the way, other types are widened here."""
+    functions = {"F32": native.quantize, "F16": native.quantize_f16, "BF16": native.quantize_bf16}
+    if source.name not in functions:
+        rows, source = _widen(rows, source), TENSOR_TYPES["F32"]
+    bits = rows if source.name == "F32" else rows.view(np.uint16)
+    out = np.empty((len(rows), type.row_bytes(rows.shape[1])), np.uint8)
+    try:
+        functions[source.name](type.name, bits, out, threads)
+    except ValueError:
+        check_finite(_widen(rows, source), where)
+        raise
+    return out
+
+
+def _quantize_chunks(
+    rows: NDArray[Any], source: TensorType, type: TensorType, function: Quantizer, where: Where
+) -> UInt8:
+    """Quantize a few rows at a time with a function of NumPy arrays."""
+    n = rows.shape[1] * source.block
+    out = np.empty((len(rows), type.row_bytes(n)), np.uint8)
+    step = max(1, _NUMPY_CHUNK // max(n, 1))
+    for start in range(0, len(rows), step):
+        x = _widen(rows[start : start + step], source)  # (step, n) float32
+        check_finite(x, where.below(start))
+        out[start : start + step] = as_bytes(function(x), len(x), n, type)
+    return out
+
+
+def _widen(rows: NDArray[Any], source: TensorType) -> Float32:
+    """Turn rows of any type into float32: (rows, n_blocks) -> (rows, n)."""
+    return DEQUANTIZERS[source.name](rows)
