@@ -86,6 +86,8 @@ $(VENV)/.run: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/python
 	@mkdir -p build
 	@$(PIP) install -c $(LOCK) scikit-build-core nanobind cmake ninja
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -c $(LOCK) --no-build-isolation -e .
+	@$(BIN)/python -c 'import phicourse.native' 2>/dev/null || echo "phicourse: the C++ engine could not be" \
+	  "built; NumPy and PyTorch will do the work, slowly ($(BIN)/phicourse doctor says what is missing)" >&2
 	@touch $@
 
 # llama-cpp-python is compiled here: about five minutes on two cores, once.

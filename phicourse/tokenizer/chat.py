@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from phicourse.errors import TokenizerError
-from phicourse.tokenizer.template import SandboxedTemplate
 
 Segment = tuple[str, bool]  # text, and whether control tokens in it count
 
@@ -37,6 +36,8 @@ class ChatTemplate:
         control     texts of all control tokens
         variables   what the template may use beside the messages, such as bos_token
         """
+        from phicourse.tokenizer.template import SandboxedTemplate  # Jinja only where somebody chats
+
         texts = sorted(filter(None, control), key=len, reverse=True)
         edges = "".join(sorted({edge for text in texts for edge in (text[0], text[-1])}))
         self._template = SandboxedTemplate(source)

@@ -70,7 +70,11 @@ def tracked_text(repository: Path) -> list[tuple[Path, str]]:
     found = []
     for name in listed.stdout.decode().split("\0"):
         path = repository / name
-        if name and path.is_file() and path.suffix in {".md", ".ipynb", ".py", ".cpp", ".hpp", ".txt", ".json"}:
+        if (
+            name
+            and path.is_file()
+            and path.suffix in {".md", ".ipynb", ".py", ".cpp", ".hpp", ".txt", ".json"}
+        ):
             found.append((path, path.read_text(encoding="utf-8")))
     return found
 

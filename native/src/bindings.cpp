@@ -1,0 +1,232 @@
+// The compiled module phicourse.native: the only file here that knows Python.
+#include "blocks.hpp"
+#include "engine/engine.hpp"
+#include "isa.hpp"
+#include "quantize/quantize.hpp"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+// ---- instruction sets ------------------------------------------------------------------------
+
+static std::vector<std::string> isa_names() {
+    std::vector<std::string> names;
+    for (phi::Isa isa : phi::available_isas()) names.emplace_back(name(isa));
+    return names;
+}
+
+static phi::Isa isa_or_active(const std::optional<std::string> &wanted) {
+    if (!wanted) return phi::active_isa();
+    for (phi::Isa isa : phi::available_isas())
+        if (*wanted == name(isa)) return isa;
+    throw nb::value_error(("instruction set " + *wanted + " cannot run here").c_str());
+}
+
+static void bind_isa(nb::module_ &m) {
+    m.def("isa", [] { return std::string(name(phi::active_isa())); }, "Name of the instruction set in use.");
+    m.def("isas", isa_names, "Names of the instruction sets that can run here, slowest first.");
+}
+
+// ---- quantizers ------------------------------------------------------------------------------
+
+template <class T> using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Shapes are checked here, so that the C++ side may trust its pointers.
+static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_t data_rows, size_t row_bytes) {
+    if (n % type.block != 0)
+        throw nb::value_error((std::string(type.name) + " has blocks of " + std::to_string(type.block) +
+                               " weights, which do not divide rows of " + std::to_string(n))
+                                  .c_str());
+    const size_t expected = type.row_bytes(n);
+    if (rows != data_rows || row_bytes != expected)
+        throw nb::value_error(("quantized rows have shape (" + std::to_string(data_rows) + ", " +
+                               std::to_string(row_bytes) + "), expected (" + std::to_string(rows) + ", " +
+                               std::to_string(expected) + ")")
+                                  .c_str());
+}
+
+// F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
+template <phi::Type source, class F>
+static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
+                     const std::optional<std::string> &isa) {
+    const phi::TypeInfo &type = phi::type_info(type_name);
+    check_shapes(type, x.shape(0), x.shape(1), out.shape(0), out.shape(1));
+    const phi::Isa chosen = isa_or_active(isa);
+    try {
+        nb::gil_scoped_release release;
+        phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen);
+    } catch (const phi::NonFiniteError &error) {
+        throw nb::value_error(error.what());
+    }
+}
+
+static void dequantize(const std::string &type_name, Matrix<const uint8_t> data, Matrix<float> out, int threads,
+                       const std::optional<std::string> &isa) {
+    const phi::TypeInfo &type = phi::type_info(type_name);
+    check_shapes(type, out.shape(0), out.shape(1), data.shape(0), data.shape(1));
+    const phi::Isa chosen = isa_or_active(isa);
+    nb::gil_scoped_release release;
+    phi::dequantize(type.type, data.data(), out.shape(0), out.shape(1), out.data(), threads, chosen);
+}
+
+#define FIELD(block, field) layout[#field] = offsetof(phi::Block##block, field)
+#define LAYOUT(block, ...) \
+    { \
+        nb::dict layout; \
+        __VA_ARGS__; \
+        nb::dict entry; \
+        entry["size"] = sizeof(phi::Block##block); \
+        entry["fields"] = layout; \
+        layouts[#block] = entry; \
+    }
+
+// {type: {"size": bytes, "fields": {name: offset}}}, as the compiler laid the structs out.
+static nb::dict block_layouts() {
+    nb::dict layouts;
+    LAYOUT(Q8_0, FIELD(Q8_0, d), FIELD(Q8_0, qs))
+    LAYOUT(Q4_0, FIELD(Q4_0, d), FIELD(Q4_0, qs))
+    LAYOUT(Q4_K, FIELD(Q4_K, d), FIELD(Q4_K, dmin), FIELD(Q4_K, scales), FIELD(Q4_K, qs))
+    LAYOUT(Q5_K, FIELD(Q5_K, d), FIELD(Q5_K, dmin), FIELD(Q5_K, scales), FIELD(Q5_K, qh), FIELD(Q5_K, qs))
+    LAYOUT(Q6_K, FIELD(Q6_K, ql), FIELD(Q6_K, qh), FIELD(Q6_K, scales), FIELD(Q6_K, d))
+    return layouts;
+}
+
+#undef LAYOUT
+#undef FIELD
+
+static void bind_quantize(nb::module_ &m) {
+    m.def("quantize", quantize<phi::Type::F32, float>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
+          "threads"_a = 1, "isa"_a = nb::none());
+    m.def("quantize_f16", quantize<phi::Type::F16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
+          "threads"_a = 1, "isa"_a = nb::none());
+    m.def("quantize_bf16", quantize<phi::Type::BF16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
+          "threads"_a = 1, "isa"_a = nb::none());
+    m.def("dequantize", dequantize, "type"_a, "data"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1,
+          "isa"_a = nb::none());
+    m.def("block_layouts", block_layouts);
+}
+
+// ---- engine ----------------------------------------------------------------------------------
+
+template <class T> static T field(const nb::dict &config, const char *name) {
+    if (!config.contains(name)) throw nb::key_error(("config has no " + std::string(name)).c_str());
+    try {
+        return nb::cast<T>(config[name]);
+    } catch (const nb::cast_error &) {
+        throw nb::type_error(("config: " + std::string(name) + " has the wrong type").c_str());
+    }
+}
+
+// A field that may be missing or None.
+template <class T> static T field_or(const nb::dict &config, const char *name, const T &otherwise) {
+    return config.contains(name) && !config[name].is_none() ? field<T>(config, name) : otherwise;
+}
+
+static phi::Config config_from(const nb::dict &fields) {
+    phi::Config config;
+    config.hidden_size = field<int64_t>(fields, "hidden_size");
+    config.n_layers = field<int64_t>(fields, "n_layers");
+    config.n_heads = field<int64_t>(fields, "n_heads");
+    config.n_kv_heads = field<int64_t>(fields, "n_kv_heads");
+    config.head_size = field<int64_t>(fields, "head_size");
+    config.ffn_size = field<int64_t>(fields, "ffn_size");
+    config.vocab_size = field<int64_t>(fields, "vocab_size");
+    config.context_length = field<int64_t>(fields, "context_length");
+    config.original_context_length = field<int64_t>(fields, "original_context_length");
+    config.norm_eps = field<double>(fields, "norm_eps");
+    config.rope_theta = field<double>(fields, "rope_theta");
+    config.rope_size = field<int64_t>(fields, "rope_size");
+    config.attention_factor = field_or<double>(fields, "attention_factor", 1.0);
+    config.sliding_window = field_or<int64_t>(fields, "sliding_window", 0);
+    config.short_factor = field_or<std::vector<float>>(fields, "short_factor", {});
+    config.long_factor = field_or<std::vector<float>>(fields, "long_factor", {});
+    return config;
+}
+
+// The engine with the arrays that its weights lie in, which must live as long as it does.
+class PythonEngine {
+  public:
+    using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+    PythonEngine(const nb::dict &config, const nb::dict &tensors, int64_t n_ctx, int threads,
+                 const std::string &cache_type)
+        : engine_(config_from(config), keep(tensors), n_ctx, threads, cache_type_from(cache_type)) {}
+
+    nb::object forward(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens, bool all_logits) {
+        const size_t rows = all_logits ? tokens.size() : 1, cols = engine_.config().vocab_size;
+        auto logits = std::make_unique<float[]>(rows * cols);
+        {
+            nb::gil_scoped_release release;
+            engine_.forward({tokens.data(), tokens.size()}, all_logits, logits.get(), check_signals);
+        }
+        float *data = logits.release();
+        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
+        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
+    }
+
+    void truncate(int64_t length) { engine_.truncate(length); }
+    int64_t position() const { return engine_.position(); }
+    int64_t n_ctx() const { return engine_.n_ctx(); }
+
+  private:
+    static phi::CacheType cache_type_from(const std::string &name) {
+        if (name == "F16") return phi::CacheType::F16;
+        if (name == "F32") return phi::CacheType::F32;
+        throw nb::value_error(("cache_type must be F16 or F32, not " + name).c_str());
+    }
+
+    // Between batches of a long prompt: Ctrl-C stops it.
+    static void check_signals() {
+        nb::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    }
+
+    phi::Tensors keep(const nb::dict &tensors) {
+        phi::Tensors kept;
+        for (const auto &[key, value] : tensors) {
+            const auto name = nb::cast<std::string>(key);
+            try {
+                const auto [type, rows, cols, bytes] = nb::cast<std::tuple<std::string, int64_t, int64_t, Bytes>>(value);
+                kept[name] = {type, rows, cols, bytes.data(), bytes.size()};
+                buffers_.push_back(bytes);
+            } catch (const nb::cast_error &) {
+                throw nb::type_error(("tensor " + name + " must be (type, rows, cols, uint8 array of 1 dimension)").c_str());
+            }
+        }
+        return kept;
+    }
+
+    std::vector<Bytes> buffers_; // before engine_, which keep() runs ahead of
+    phi::Engine engine_;
+};
+
+static void bind_engine(nb::module_ &m) {
+    nb::class_<PythonEngine>(m, "Engine")
+        .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
+             "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")
+        .def("forward", &PythonEngine::forward, "tokens"_a, "all_logits"_a)
+        .def("truncate", &PythonEngine::truncate, "length"_a)
+        .def_prop_ro("position", &PythonEngine::position)
+        .def_prop_ro("n_ctx", &PythonEngine::n_ctx);
+}
+
+// ----------------------------------------------------------------------------------------------
+
+NB_MODULE(native, m) {
+    m.doc() = "The C++ half of phicourse: quantizers and the engine.";
+    bind_isa(m);
+    bind_quantize(m);
+    bind_engine(m);
+}

@@ -1,0 +1,39 @@
+// Fills the table of kernels for the instruction set that this file is compiled for: once for each of them.
+//
+// Nothing here may call an inline function or template from outside namespace phi::PHI_ISA: the linker keeps
+// one copy of those, and it could be one with instructions that the machine does not have.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns about its own AVX-512 headers, where _mm512_undefined_ps() is just that.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include "kernels.hpp"
+
+#include "attention.hpp"
+#include "float_matmul.hpp"
+#if defined(PHI_ISA_avx512)
+#include "quantized_avx512.hpp"
+#elif defined(PHI_ISA_avx2)
+#include "quantized_avx2.hpp"
+#else
+#include "quantized_scalar.hpp"
+#endif
+#include "vector_ops.hpp"
+
+namespace phi::PHI_ISA {
+
+extern const Kernels table;
+const Kernels table = {
+    .rms_norm = rms_norm,
+    .add = add,
+    .swiglu = swiglu,
+    .rotate = rotate,
+    .store = store_cache,
+    .quantize = quantize,
+    .attend = attend,
+    .matmul = {float_matmul<float>, float_matmul<Half>, float_matmul<Bfloat16>, quantized_matmul<BlockQ8_0>,
+               quantized_matmul<BlockQ4_0>, quantized_matmul<BlockQ4_K>, quantized_matmul<BlockQ5_K>,
+               quantized_matmul<BlockQ6_K>},
+};
+
+} // namespace phi::PHI_ISA

@@ -1,0 +1,108 @@
+// The table of kernels: what the engine asks of an instruction set. Each set fills one (kernels.cpp).
+//
+// Two rules make the text independent of threads and batches:
+//   an output element is computed by one call, in an order of operations that its inputs alone decide;
+//   that order is the same whether a token comes alone or in a batch.
+#pragma once
+
+#include "../quantize/quantize.hpp"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace phi {
+
+inline constexpr int n_types = 8; // of enum class Type
+
+// Floats of 16 bits as they lie in memory. Types of their own, so that nobody takes them for integers.
+enum class Half : uint16_t {};     // IEEE binary16
+enum class Bfloat16 : uint16_t {}; // the upper half of a float
+
+// A weight matrix as it lies in the file: row by row, each row in blocks of its type.
+struct Matrix {
+    Type type;
+    int64_t rows, cols;
+    int64_t row_bytes;
+    const uint8_t *data;
+};
+
+// How a vector is coded before it meets weights of a type: not at all where they are floats, else in 8 bits
+// with one scale for every 32 or 256, as many as there are weights in a block.
+enum class Coding { none, blocks_of_32, blocks_of_256 };
+
+// A batch of vectors, coded: x ≈ scale * code. Coded once, then used by every row of a matrix.
+//
+// `sums` has the sums of the codes that weights with an offset need: of every 16 where a block has 256, a
+// block's in the order 0, 2, … 14, 1, 3, … 15 (a 256-bit vector keeps even and odd groups in separate
+// halves); of every 32 where a block has 32.
+struct Activations {
+    int tokens;
+    int64_t cols;
+    Coding coding;
+    const float *values;   // (tokens, cols); the others are not set where the coding is none
+    const int8_t *codes;   // (tokens, cols)
+    const int16_t *sums;   // (tokens, cols / 16 or cols / 32)
+    const float *scales;   // (tokens, cols / 256 or cols / 32)
+};
+
+// Keys and values are kept in halves; in floats where results are compared to the last digit.
+enum class CacheType { F16, F32 };
+
+// Keys of one head lie in blocks of 32 positions, and inside a block by dimension: (head_size, 32). So one
+// vector load takes one dimension of many keys, and no kernel sums over the lanes of a vector.
+inline constexpr int key_block = 32;
+
+// Queries of neighbouring tokens that share one key and value head, and where their attention goes.
+struct AttentionTile {
+    const float *queries; // [token * query_stride + member * head_size + dimension], already scaled
+    float *out;           // [token * out_stride + member * head_size + dimension]
+    ptrdiff_t query_stride, out_stride;
+    int tokens;
+    int members; // query heads that share the keys
+    int head_size;
+    int64_t position;       // of the first token
+    int64_t window;         // a query sees the keys with query - key < window
+    CacheType cache_type;
+    const void *keys;       // (blocks, head_size, key_block)
+    const void *values;     // (positions, value_stride)
+    int value_stride;       // head_size rounded up to a multiple of 16; the padding is 0
+    float *scratch;         // attention_scratch(...) floats
+};
+
+// The most queries, tokens times members, that a tile may have.
+inline constexpr int tile_queries = 32;
+
+// Floats of scratch: the weighted sums of all queries, the scores of one, and a block of keys and values.
+inline constexpr size_t attention_scratch(int value_stride) {
+    return static_cast<size_t>(tile_queries) * value_stride + key_block + 2 * key_block * value_stride;
+}
+
+struct Kernels {
+    // out = x / sqrt(mean(x^2) + eps) * weight
+    void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *out);
+    // x += y
+    void (*add)(float *x, const float *y, int n);
+    // out = silu(gate) * up, silu(x) = x / (1 + e^-x)
+    void (*swiglu)(const float *gate, const float *up, int n, float *out);
+    // Turns pairs (x[i], x[i + half]) by the angles whose cosine and sine are given.
+    void (*rotate)(float *x, const float *cosine, const float *sine, int half);
+    // Puts x into a cache; `stride` is the step between its elements there.
+    void (*store)(CacheType type, const float *x, int n, void *out, int stride);
+    // Codes, sums and scales of one vector. n is a multiple of the block size.
+    void (*quantize)(Coding coding, const float *x, int n, int8_t *codes, int16_t *sums, float *scales);
+    // Causal attention in one pass over the keys; scores are never stored beyond a block.
+    void (*attend)(const AttentionTile &tile);
+    // out[token * stride + row] = weight row · activations, for rows first … last - 1 and all tokens.
+    // `scratch` has matmul_scratch(cols) bytes, aligned to 64.
+    void (*matmul[n_types])(const Matrix &weight, int64_t first, int64_t last, const Activations &x,
+                                   float *out, ptrdiff_t stride, void *scratch);
+};
+
+// Rows that the batched kernels of quantized weights unpack and work on together.
+inline constexpr int panel_rows = 16;
+
+// Bytes for one unpacked panel: a code for every weight, and for every 16 weights of a row at most a scale
+// (4 bytes), an offset (2) and a share of two floats for each block (4).
+inline constexpr size_t matmul_scratch(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+
+} // namespace phi

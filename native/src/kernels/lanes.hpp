@@ -1,0 +1,219 @@
+// Floats that are worked on together: 16 with AVX-512, 8 with AVX2, 1 in the scalar kernels.
+//
+// Kernels on floats are written once, over Lanes; with one lane they read as the plain loop that they are.
+// Everything lives in namespace phi::PHI_ISA because this header is compiled once per instruction set.
+#pragma once
+
+#include "kernels.hpp"
+
+#include <cstring>
+#include <type_traits>
+
+#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+namespace phi::PHI_ISA {
+
+inline float bits_to_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+#if defined(PHI_ISA_avx512)
+
+struct Lanes {
+    static constexpr int count = 16;
+    __m512 v;
+};
+
+inline Lanes zero() { return {_mm512_setzero_ps()}; }
+inline Lanes broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline Lanes load(const float *p) { return {_mm512_loadu_ps(p)}; }
+inline Lanes load(const Half *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))}; }
+inline Lanes load(const Bfloat16 *p) {
+    const __m256i upper = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16))};
+}
+inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
+inline void store(Half *p, Lanes a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; } // a·b + c
+inline Lanes maximum(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes minimum(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Lanes round_to_even(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { // a, but 0 where x < limit
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ), a.v)};
+}
+inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
+    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+}
+inline void store_codes(int8_t *p, Lanes a) { // rounded to even, held at -128 and 127
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+inline __m256 lower_half(Lanes a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 upper_half(Lanes a) { return _mm512_extractf32x8_ps(a.v, 1); }
+
+#elif defined(PHI_ISA_avx2)
+
+struct Lanes {
+    static constexpr int count = 8;
+    __m256 v;
+};
+
+inline Lanes zero() { return {_mm256_setzero_ps()}; }
+inline Lanes broadcast(float x) { return {_mm256_set1_ps(x)}; }
+inline Lanes load(const float *p) { return {_mm256_loadu_ps(p)}; }
+inline Lanes load(const Half *p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))}; }
+inline Lanes load(const Bfloat16 *p) {
+    const __m128i upper = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16))};
+}
+inline void store(float *p, Lanes a) { _mm256_storeu_ps(p, a.v); }
+inline void store(Half *p, Lanes a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; } // a·b + c
+inline Lanes maximum(Lanes a, Lanes b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Lanes minimum(Lanes a, Lanes b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Lanes round_to_even(Lanes a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { // a, but 0 where x < limit
+    return {_mm256_and_ps(_mm256_cmp_ps(x.v, limit.v, _CMP_GE_OQ), a.v)};
+}
+inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+}
+inline void store_codes(int8_t *p, Lanes a) { // rounded to even, held at -128 and 127
+    const __m256i whole = _mm256_cvtps_epi32(a.v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(words, words));
+}
+
+#else
+
+struct Lanes {
+    static constexpr int count = 1;
+    float v;
+};
+
+// Half to float: exponent and mantissa move 13 places up, and the bias grows from 15 to 127.
+inline float half_to_float(uint16_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, mantissa = half & 0x3ffu;
+    if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(mantissa); // subnormal
+    const uint32_t biased = exponent == 31 ? 255 : exponent + 112; // 31: infinity and NaN
+    return bits_to_float(sign | biased << 23 | mantissa << 13);
+}
+
+// Float to half, to the nearest, ties to even: adding a number whose last bit is the half's last bit lets
+// the float unit round.
+inline uint16_t float_to_half(float value) {
+    const uint32_t sign = float_to_bits(value) >> 16 & 0x8000u, magnitude = float_to_bits(value) & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);  // NaN
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u); // rounds to 65536 or more
+    if (magnitude < 0x38800000u) { // subnormal: its last bit is worth 2^-24, as a float's from 0.5 up is
+        const float rounded = bits_to_float(magnitude) + 0.5f;
+        return static_cast<uint16_t>(sign | (float_to_bits(rounded) - float_to_bits(0.5f)));
+    }
+    const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+    return static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
+}
+
+inline Lanes zero() { return {0.0f}; }
+inline Lanes broadcast(float x) { return {x}; }
+inline Lanes load(const float *p) { return {*p}; }
+inline Lanes load(const Half *p) { return {half_to_float(static_cast<uint16_t>(*p))}; }
+inline Lanes load(const Bfloat16 *p) { return {bits_to_float(static_cast<uint32_t>(*p) << 16)}; }
+inline void store(float *p, Lanes a) { *p = a.v; }
+inline void store(Half *p, Lanes a) { *p = Half{float_to_half(a.v)}; }
+inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {a.v * b.v + c.v}; }
+inline Lanes maximum(Lanes a, Lanes b) { return {a.v > b.v ? a.v : b.v}; }
+inline Lanes minimum(Lanes a, Lanes b) { return {a.v < b.v ? a.v : b.v}; }
+inline Lanes round_to_even(Lanes a) { return {__builtin_rintf(a.v)}; }
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { return {x.v >= limit.v ? a.v : 0.0f}; } // a, but 0 where x < limit
+inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
+    return {bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v) + 127) << 23)};
+}
+inline void store_codes(int8_t *p, Lanes a) { // rounded to even, held at -128 and 127
+    const float whole = __builtin_rintf(a.v);
+    *p = static_cast<int8_t>(whole > 127.0f ? 127.0f : whole > -128.0f ? whole : -128.0f);
+}
+
+#endif
+
+// Sum and maximum over the lanes, always in the same order.
+#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
+inline float sum(__m256 a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float largest(__m256 a) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+#if defined(PHI_ISA_avx512)
+inline float sum(Lanes a) { return sum(_mm256_add_ps(lower_half(a), upper_half(a))); }
+inline float largest(Lanes a) { return largest(_mm256_max_ps(lower_half(a), upper_half(a))); }
+#elif defined(PHI_ISA_avx2)
+inline float sum(Lanes a) { return sum(a.v); }
+inline float largest(Lanes a) { return largest(a.v); }
+#else
+inline float sum(Lanes a) { return a.v; }
+inline float largest(Lanes a) { return a.v; }
+#endif
+
+// One float from memory, whatever its type.
+inline float load_one(const float *p) { return *p; }
+inline float load_one(const Bfloat16 *p) { return bits_to_float(static_cast<uint32_t>(*p) << 16); }
+inline float load_one(const Half *p) {
+#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<uint16_t>(*p))));
+#else
+    return load(p).v;
+#endif
+}
+
+// e^x: x = n·ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, and 2^n put into the exponent. Relative
+// error below 2e-7; 0 below -87.3, where the result would be subnormal; held at e^88 above.
+inline Lanes exponential(Lanes x) {
+    const Lanes lowest = broadcast(-87.3f);
+    const Lanes clamped = minimum(maximum(x, lowest), broadcast(88.0f));
+    const Lanes n = round_to_even(clamped * broadcast(1.44269504f));
+    // ln 2 in two parts, so that n·ln 2 is subtracted almost exactly
+    Lanes r = multiply_add(n, broadcast(-0.693359375f), clamped);
+    r = multiply_add(n, broadcast(2.12194440e-4f), r);
+    Lanes p = broadcast(1.0f / 720); // Taylor: r^k / k!
+    p = multiply_add(p, r, broadcast(1.0f / 120));
+    p = multiply_add(p, r, broadcast(1.0f / 24));
+    p = multiply_add(p, r, broadcast(1.0f / 6));
+    p = multiply_add(p, r, broadcast(0.5f));
+    p = multiply_add(p, r, broadcast(1.0f));
+    p = multiply_add(p, r, broadcast(1.0f));
+    return zero_below(lowest, x, p * power_of_two(n));
+}
+
+} // namespace phi::PHI_ISA

@@ -1,0 +1,114 @@
+// The kernels between the matrices: norm, activation, rotation, and the coding of vectors in 8 bits.
+#pragma once
+
+#include "kernels.hpp"
+#include "lanes.hpp"
+
+namespace phi::PHI_ISA {
+
+// Squares are summed in double, eight sums side by side, so that the compiler may use vectors.
+inline double sum_of_squares(const float *x, int n) {
+    double sums[8] = {};
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int lane = 0; lane < 8; ++lane) sums[lane] += static_cast<double>(x[i + lane]) * x[i + lane];
+    for (; i < n; ++i) sums[0] += static_cast<double>(x[i]) * x[i];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+inline void rms_norm(const float *x, const float *weight, int n, float eps, float *out) {
+    const float mean = static_cast<float>(sum_of_squares(x, n) / n);
+    const float scale = 1.0f / __builtin_sqrtf(mean + eps);
+    for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+inline void add(float *x, const float *y, int n) {
+    for (int i = 0; i < n; ++i) x[i] += y[i];
+}
+
+// The last elements, fewer than there are lanes, go through a buffer: every element takes the same path.
+template <class Body> void for_lanes(int n, const Body &body) {
+    int i = 0;
+    for (; i + Lanes::count <= n; i += Lanes::count) body(i, Lanes::count);
+    if (i < n) body(i, n - i);
+}
+
+inline Lanes load_some(const float *p, int count) {
+    if (count == Lanes::count) return load(p);
+    float buffer[Lanes::count] = {};
+    for (int i = 0; i < count; ++i) buffer[i] = p[i];
+    return load(buffer);
+}
+
+inline void store_some(float *p, Lanes a, int count) {
+    if (count == Lanes::count) return store(p, a);
+    float buffer[Lanes::count];
+    store(buffer, a);
+    for (int i = 0; i < count; ++i) p[i] = buffer[i];
+}
+
+inline void swiglu(const float *gate, const float *up, int n, float *out) {
+    for_lanes(n, [&](int i, int count) {
+        const Lanes g = load_some(gate + i, count);
+        const Lanes silu = g / (broadcast(1.0f) + exponential(zero() - g));
+        store_some(out + i, silu * load_some(up + i, count), count);
+    });
+}
+
+inline void rotate(float *x, const float *cosine, const float *sine, int half) {
+    for (int i = 0; i < half; ++i) {
+        const float first = x[i], second = x[i + half];
+        x[i] = first * cosine[i] - second * sine[i];
+        x[i + half] = second * cosine[i] + first * sine[i];
+    }
+}
+
+inline void store_halves(const float *x, int n, Half *out, int stride) {
+    for_lanes(n, [&](int i, int count) {
+        Half halves[Lanes::count];
+        store(halves, load_some(x + i, count));
+        for (int j = 0; j < count; ++j) out[static_cast<ptrdiff_t>(i + j) * stride] = halves[j];
+    });
+}
+
+inline void store_cache(CacheType type, const float *x, int n, void *out, int stride) {
+    if (type == CacheType::F16) return store_halves(x, n, static_cast<Half *>(out), stride);
+    for (int i = 0; i < n; ++i) static_cast<float *>(out)[static_cast<ptrdiff_t>(i) * stride] = x[i];
+}
+
+// One block of n codes: the largest magnitude becomes 127. Returns the scale.
+inline float code_block(const float *x, int n, int8_t *codes) {
+    Lanes most = zero();
+    for (int i = 0; i < n; i += Lanes::count) {
+        const Lanes v = load(x + i);
+        most = maximum(most, maximum(v, zero() - v));
+    }
+    const float magnitude = largest(most);
+    const Lanes inverse = broadcast(magnitude > 1e-30f ? 127.0f / magnitude : 0.0f); // no infinity
+    for (int i = 0; i < n; i += Lanes::count) store_codes(codes + i, load(x + i) * inverse);
+    return magnitude / 127.0f;
+}
+
+inline int sum_of_codes(const int8_t *codes, int n) {
+    int total = 0;
+    for (int i = 0; i < n; ++i) total += codes[i];
+    return total;
+}
+
+inline void quantize(Coding coding, const float *x, int n, int8_t *codes, int16_t *sums, float *scales) {
+    const int block = coding == Coding::blocks_of_32 ? 32 : 256;
+    for (int start = 0; start < n; start += block, codes += block) {
+        *scales++ = code_block(x + start, block, codes);
+        if (block == 32) {
+            *sums++ = static_cast<int16_t>(sum_of_codes(codes, 32));
+            continue;
+        }
+        for (int pair = 0; pair < 8; ++pair) { // even groups first, then odd ones
+            sums[pair] = static_cast<int16_t>(sum_of_codes(codes + 32 * pair, 16));
+            sums[8 + pair] = static_cast<int16_t>(sum_of_codes(codes + 32 * pair + 16, 16));
+        }
+        sums += 16;
+    }
+}
+
+} // namespace phi::PHI_ISA

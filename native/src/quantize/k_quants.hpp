@@ -1,0 +1,305 @@
+// Q4_K, Q5_K, Q6_K: 256 weights in a super-block of small sub-blocks, whose scales are themselves quantized.
+// Step 1 searches each sub-block's scale (lane: a sub-block), step 2 quantizes those scales, steps 3 and 4
+// round the weights again with them and pack the bits (lane: a weight, in the order of memory).
+// To read, the same in NumPy: phicourse/quantize/k_quants.py
+#pragma once
+
+#include "../blocks.hpp"
+#include "scale_search.hpp"
+
+namespace phi::PHI_ISA {
+
+static inline Ints clamp(Ints v, int low, int high) { return min(max(v, splat(low)), splat(high)); }
+
+// ---- groups ----------------------------------------------------------------------------------
+
+// A group is as many super-blocks as fill the lanes with their sub-blocks, at least one.
+constexpr int group_of(int sub_blocks) { return PAIR_LANES > sub_blocks ? PAIR_LANES / sub_blocks : 1; }
+
+// Calls quantize_group(x, out, blocks) for each group. The last one may have fewer blocks: x then comes from
+// a copy that zeros fill up, so that every lane has a sub-block.
+template <int group, class Block, class QuantizeGroup>
+static inline void for_each_group(const float *x, int64_t n_blocks, Block *out, QuantizeGroup quantize_group) {
+    int64_t block = 0;
+    for (; block + group <= n_blocks; block += group) quantize_group(x + block * SUPER_BLOCK, out + block, group);
+    if (block == n_blocks) return;
+    float rest[group * SUPER_BLOCK] = {};
+    const int blocks = (int)(n_blocks - block);
+    __builtin_memcpy(rest, x + block * SUPER_BLOCK, sizeof(float) * blocks * SUPER_BLOCK);
+    quantize_group(rest, out + block, blocks);
+}
+
+// ---- Q4_K and Q5_K, step 1: the search -------------------------------------------------------
+
+constexpr int AFFINE_SUB_BLOCKS = 8; // of 32 weights
+constexpr int AFFINE_GROUP = group_of(AFFINE_SUB_BLOCKS);
+
+// What was found for the sub-blocks of a group, in the order of memory.
+template <int count> struct AffineResults {
+    float scale[count], minimum[count], inverse[count], base[count];
+};
+
+// How much each weight counts: its magnitude plus the root mean square of its sub-block.
+static inline void importance(const FloatPair *columns, FloatPair *w) {
+    FloatPair sum{};
+    for (int i = 0; i < BLOCK; ++i) sum += columns[i] * columns[i];
+    const FloatPair root_mean_square = sqrt(sum / (float)BLOCK);
+    for (int i = 0; i < BLOCK; ++i) w[i] = root_mean_square + abs(columns[i]);
+}
+
+template <int n_max, int count>
+static inline void search(const float *x, float first_trial, int n_steps, AffineResults<count> &results) {
+    for (int first = 0; first < count; first += PAIR_LANES) {
+        FloatPair columns[BLOCK], w[BLOCK]; // [weight of the sub-block], lane: sub-block
+        load_transposed<BLOCK>(x + first * BLOCK, columns);
+        importance(columns, w);
+        const Affine found = affine_search<BLOCK, n_max>(columns, w, first_trial, n_steps);
+        store(results.scale + first, found.scale);
+        store(results.minimum + first, -found.minimum); // positive: to be subtracted
+        store(results.inverse + first, found.inverse);
+        store(results.base + first, found.base);
+    }
+}
+
+// ---- Q4_K and Q5_K, step 2: the scales -------------------------------------------------------
+
+// Quantizes the 8 scales (or minima) of a super-block: the largest gets code 63. Returns their common scale.
+static inline float six_bit_codes(const float *values, uint8_t *codes) {
+    float largest = 0;
+    for (int j = 0; j < 8; ++j) largest = values[j] > largest ? values[j] : largest;
+    const float inverse = largest > 0 ? 63.0f / largest : 0.0f;
+    for (int j = 0; j < 8; ++j) {
+        const uint8_t code = (uint8_t)nearest_int(inverse * values[j]); // below zero wraps around, as in ggml
+        codes[j] = code < 63 ? code : 63;
+    }
+    return largest / 63.0f;
+}
+
+// Sixteen 6-bit numbers into 12 bytes: four scales, four minima, the low four bits of the other four of
+// each; their two high bits top the first eight bytes.
+static inline void pack_scales_and_minima(const uint8_t *scales, const uint8_t *minima, uint8_t *packed) {
+    for (int j = 0; j < 4; ++j) {
+        packed[j] = scales[j] | (scales[j + 4] >> 4) << 6;
+        packed[j + 4] = minima[j] | (minima[j + 4] >> 4) << 6;
+        packed[j + 8] = (scales[j + 4] & 15) | minima[j + 4] << 4;
+    }
+}
+
+static inline void unpack_scales_and_minima(const uint8_t *packed, uint8_t *scales, uint8_t *minima) {
+    for (int j = 0; j < 4; ++j) {
+        scales[j] = packed[j] & 63;
+        minima[j] = packed[j + 4] & 63;
+        scales[j + 4] = (packed[j + 8] & 15) | (packed[j] >> 6) << 4;
+        minima[j + 4] = packed[j + 8] >> 4 | (packed[j + 4] >> 6) << 4;
+    }
+}
+
+// How the weights of a sub-block become codes: nearest_int((x + below) / step) where the step is not zero,
+// else as the search left them, nearest_int(inverse * (x - base)).
+struct AffineCoder {
+    float step, below, inverse, base;
+};
+
+// Sets d, dmin and the scales of the super-block whose sub-blocks begin at `first`, and how to code them.
+template <class Block, int count>
+static inline void set_scales(const AffineResults<count> &found, int first, Block &out, AffineCoder *coders) {
+    uint8_t scales[8], minima[8];
+    out.d = narrow_f16(six_bit_codes(found.scale + first, scales));
+    out.dmin = narrow_f16(six_bit_codes(found.minimum + first, minima));
+    pack_scales_and_minima(scales, minima, out.scales);
+    const float d = widen_f16(out.d), dmin = widen_f16(out.dmin); // as a reader of the file will see them
+    for (int j = 0; j < 8; ++j)
+        coders[j] = {d * scales[j], dmin * minima[j], found.inverse[first + j], found.base[first + j]};
+}
+
+// ---- Q4_K and Q5_K, steps 3 and 4: the codes -------------------------------------------------
+
+template <int n_max> static inline Ints code(const float *x, const AffineCoder &coder) {
+    const Floats v = load<Floats>(x);
+    if (coder.step == 0) return clamp(nearest_int(coder.inverse * (v - coder.base)), 0, n_max);
+    return clamp(nearest_int((v + coder.below) / coder.step), 0, n_max);
+}
+
+static inline void set_codes(const float *x, const AffineCoder *coders, BlockQ4_K &out) {
+    for (int g = 0; g < 4; ++g) // 64 weights: sub-blocks 2g and 2g + 1
+        for (int l = 0; l < BLOCK; l += LANES) {
+            const Ints low = code<15>(x + 64 * g + l, coders[2 * g]);
+            const Ints high = code<15>(x + 64 * g + BLOCK + l, coders[2 * g + 1]);
+            store_bytes(out.qs + BLOCK * g + l, low | high << 4);
+        }
+}
+
+static inline void set_codes(const float *x, const AffineCoder *coders, BlockQ5_K &out) {
+    for (int l = 0; l < BLOCK; l += LANES) {
+        Ints fifth_bits{};
+        for (int g = 0; g < 4; ++g) {
+            const Ints low = code<31>(x + 64 * g + l, coders[2 * g]);
+            const Ints high = code<31>(x + 64 * g + BLOCK + l, coders[2 * g + 1]);
+            store_bytes(out.qs + BLOCK * g + l, (low & 15) | (high & 15) << 4);
+            fifth_bits |= (low >> 4 | (high >> 4) << 1) << 2 * g;
+        }
+        store_bytes(out.qh + l, fifth_bits);
+    }
+}
+
+template <int n_max, class Block>
+static inline void quantize_affine(const float *x, int64_t n_blocks, Block *out, float first_trial, int n_steps) {
+    for_each_group<AFFINE_GROUP>(x, n_blocks, out, [=](const float *x, Block *out, int blocks) {
+        AffineResults<AFFINE_GROUP * AFFINE_SUB_BLOCKS> found;
+        search<n_max>(x, first_trial, n_steps, found);
+        for (int block = 0; block < blocks; ++block) {
+            AffineCoder coders[AFFINE_SUB_BLOCKS];
+            set_scales(found, block * AFFINE_SUB_BLOCKS, out[block], coders);
+            set_codes(x + block * SUPER_BLOCK, coders, out[block]);
+        }
+    });
+}
+
+static void quantize_q4_k(const float *x, int64_t n_blocks, void *out) {
+    quantize_affine<15>(x, n_blocks, (BlockQ4_K *)out, -1.0f, 20);
+}
+
+static void quantize_q5_k(const float *x, int64_t n_blocks, void *out) {
+    quantize_affine<31>(x, n_blocks, (BlockQ5_K *)out, -0.5f, 15);
+}
+
+// ---- Q4_K and Q5_K, and back -----------------------------------------------------------------
+
+// Codes of LANES weights from l on, of sub-blocks 2g and 2g + 1.
+static inline IntPair codes_of(const BlockQ4_K &block, int g, int l) {
+    const Ints both = load_bytes(block.qs + BLOCK * g + l);
+    return {both & 15, both >> 4};
+}
+
+static inline IntPair codes_of(const BlockQ5_K &block, int g, int l) {
+    const Ints both = load_bytes(block.qs + BLOCK * g + l);
+    const Ints fifth_bits = load_bytes(block.qh + l) >> 2 * g;
+    return {(both & 15) | (fifth_bits & 1) << 4, both >> 4 | (fifth_bits & 2) << 3};
+}
+
+template <class Block> static void dequantize_affine(const void *data, int64_t n_blocks, float *x) {
+    const Block *blocks = (const Block *)data;
+    for (int64_t i = 0; i < n_blocks; ++i, x += SUPER_BLOCK) {
+        uint8_t scales[8], minima[8];
+        unpack_scales_and_minima(blocks[i].scales, scales, minima);
+        const float d = widen_f16(blocks[i].d), dmin = widen_f16(blocks[i].dmin);
+        for (int g = 0; g < 4; ++g)
+            for (int l = 0; l < BLOCK; l += LANES) {
+                const FloatPair codes = to_floats(codes_of(blocks[i], g, l));
+                store(x + 64 * g + l, d * scales[2 * g] * codes.a - dmin * minima[2 * g]);
+                store(x + 64 * g + BLOCK + l, d * scales[2 * g + 1] * codes.b - dmin * minima[2 * g + 1]);
+            }
+    }
+}
+
+// ---- Q6_K, step 1: the search ----------------------------------------------------------------
+
+constexpr int Q6_SUB_BLOCKS = 16, Q6_SUB_BLOCK = 16; // sub-blocks, and weights in one
+constexpr int Q6_GROUP = group_of(Q6_SUB_BLOCKS);
+
+template <int count> struct SymmetricResults {
+    float scale[count], inverse[count];
+};
+
+template <int count> static inline void search(const float *x, SymmetricResults<count> &results) {
+    for (int first = 0; first < count; first += PAIR_LANES) {
+        FloatPair columns[Q6_SUB_BLOCK], w[Q6_SUB_BLOCK]; // [weight of the sub-block], lane: sub-block
+        load_transposed<Q6_SUB_BLOCK>(x + first * Q6_SUB_BLOCK, columns);
+        for (int i = 0; i < Q6_SUB_BLOCK; ++i) w[i] = columns[i] * columns[i];
+        const Symmetric found = symmetric_search<Q6_SUB_BLOCK, 32>(columns, w);
+        store(results.scale + first, found.scale);
+        store(results.inverse + first, found.inverse);
+    }
+}
+
+// ---- Q6_K, step 2: the scales ----------------------------------------------------------------
+
+// How the weights of a sub-block become codes: nearest_int(x / step) where the step is not zero, else as the
+// search left them: nearest_int(inverse * x), or the lowest code where it found only zeros (inverse 0).
+struct SymmetricCoder {
+    float step, inverse;
+};
+
+// The number of largest magnitude, with its sign; the first of equals.
+static inline float signed_peak(const float *values, int n) {
+    float peak = 0;
+    for (int j = 0; j < n; ++j)
+        if (__builtin_fabsf(values[j]) > __builtin_fabsf(peak)) peak = values[j];
+    return peak;
+}
+
+// Sets d and the scales of the super-block whose sub-blocks begin at `first`, and how to code them. Returns
+// false where there is nothing in it: all bytes are zero then.
+template <int count>
+static inline bool set_scales(const SymmetricResults<count> &found, int first, BlockQ6_K &out,
+                              SymmetricCoder *coders) {
+    const float peak = signed_peak(found.scale + first, Q6_SUB_BLOCKS); // this scale gets code -128
+    if (__builtin_fabsf(peak) < ZERO) {
+        __builtin_memset(&out, 0, sizeof out);
+        return false;
+    }
+    const float inverse = -128.0f / peak;
+    out.d = narrow_f16(1.0f / inverse);
+    const float d = widen_f16(out.d); // as a reader of the file will see it
+    for (int j = 0; j < Q6_SUB_BLOCKS; ++j) {
+        const int code = nearest_int(inverse * found.scale[first + j]);
+        out.scales[j] = (int8_t)(code < 127 ? code : 127);
+        coders[j] = {d * out.scales[j], found.inverse[first + j]};
+    }
+    return true;
+}
+
+// ---- Q6_K, steps 3 and 4: the codes ----------------------------------------------------------
+
+static inline Ints code(const float *x, const SymmetricCoder &coder) {
+    const Floats v = load<Floats>(x);
+    if (coder.step != 0) return clamp(nearest_int(v / coder.step), -32, 31) + 32;
+    if (coder.inverse != 0) return clamp(nearest_int(coder.inverse * v), -32, 31) + 32;
+    return Ints{};
+}
+
+static inline void set_codes(const float *x, const SymmetricCoder *coders, BlockQ6_K &out) {
+    for (int h = 0; h < 2; ++h, x += 128, coders += 8) // 128 weights: four quarters of 32
+        for (int l = 0; l < 32; l += LANES) {
+            Ints q[4];
+            for (int quarter = 0; quarter < 4; ++quarter)
+                q[quarter] = code(x + 32 * quarter + l, coders[2 * quarter + l / Q6_SUB_BLOCK]);
+            store_bytes(out.ql + 64 * h + l, (q[0] & 15) | (q[2] & 15) << 4);
+            store_bytes(out.ql + 64 * h + 32 + l, (q[1] & 15) | (q[3] & 15) << 4);
+            store_bytes(out.qh + 32 * h + l, q[0] >> 4 | (q[1] >> 4) << 2 | (q[2] >> 4) << 4 | (q[3] >> 4) << 6);
+        }
+}
+
+static void quantize_q6_k(const float *x, int64_t n_blocks, void *out) {
+    for_each_group<Q6_GROUP>(x, n_blocks, (BlockQ6_K *)out, [](const float *x, BlockQ6_K *out, int blocks) {
+        SymmetricResults<Q6_GROUP * Q6_SUB_BLOCKS> found;
+        search(x, found);
+        for (int block = 0; block < blocks; ++block) {
+            SymmetricCoder coders[Q6_SUB_BLOCKS];
+            if (set_scales(found, block * Q6_SUB_BLOCKS, out[block], coders))
+                set_codes(x + block * SUPER_BLOCK, coders, out[block]);
+        }
+    });
+}
+
+// ---- Q6_K, and back --------------------------------------------------------------------------
+
+static void dequantize_q6_k(const void *data, int64_t n_blocks, float *x) {
+    const BlockQ6_K *blocks = (const BlockQ6_K *)data;
+    for (int64_t i = 0; i < n_blocks; ++i) {
+        const BlockQ6_K &block = blocks[i];
+        const float d = widen_f16(block.d);
+        for (int h = 0; h < 2; ++h, x += 128)
+            for (int l = 0; l < 32; l += LANES) {
+                const int8_t *scale = block.scales + 8 * h + l / Q6_SUB_BLOCK;
+                const Ints high = load_bytes(block.qh + 32 * h + l);
+                for (int quarter = 0; quarter < 4; ++quarter) {
+                    const Ints low = load_bytes(block.ql + 64 * h + 32 * (quarter % 2) + l) >> 4 * (quarter / 2);
+                    const Ints q = (low & 15) | ((high >> 2 * quarter) & 3) << 4;
+                    store(x + 32 * quarter + l, d * scale[2 * quarter] * to_floats(q - 32));
+                }
+            }
+    }
+}
+
+} // namespace phi::PHI_ISA

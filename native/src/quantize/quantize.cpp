@@ -1,0 +1,167 @@
+#include "quantize.hpp"
+
+#include "../blocks.hpp"
+#include "../thread_pool.hpp"
+#include "quantizer_table.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <string>
+#include <vector>
+
+namespace phi {
+
+// ---- types -----------------------------------------------------------------------------------
+
+static constexpr std::array<TypeInfo, 8> TYPES = {{
+    {Type::F32, "F32", 1, 4},
+    {Type::F16, "F16", 1, 2},
+    {Type::BF16, "BF16", 1, 2},
+    {Type::Q8_0, "Q8_0", BLOCK, sizeof(BlockQ8_0)},
+    {Type::Q4_0, "Q4_0", BLOCK, sizeof(BlockQ4_0)},
+    {Type::Q4_K, "Q4_K", SUPER_BLOCK, sizeof(BlockQ4_K)},
+    {Type::Q5_K, "Q5_K", SUPER_BLOCK, sizeof(BlockQ5_K)},
+    {Type::Q6_K, "Q6_K", SUPER_BLOCK, sizeof(BlockQ6_K)},
+}};
+
+std::span<const TypeInfo> type_infos() { return TYPES; }
+
+const TypeInfo &type_info(Type type) { return TYPES[static_cast<size_t>(type)]; }
+
+const TypeInfo &type_info(std::string_view name) {
+    std::string known;
+    for (const TypeInfo &info : TYPES) {
+        if (info.name == name) return info;
+        known += (known.empty() ? "" : ", ") + std::string(info.name);
+    }
+    throw std::invalid_argument("no quantizer for type " + std::string(name) + "; there are " + known);
+}
+
+// ---- instruction sets ------------------------------------------------------------------------
+
+namespace scalar {
+extern const QuantizerTable quantizer_table;
+}
+namespace avx2 {
+extern const QuantizerTable quantizer_table;
+}
+namespace avx512 {
+extern const QuantizerTable quantizer_table;
+}
+namespace neon {
+extern const QuantizerTable quantizer_table;
+}
+
+static const QuantizerTable &table(Isa isa) {
+    switch (isa) {
+#ifdef PHI_HAS_avx512
+    case Isa::avx512: return avx512::quantizer_table;
+#endif
+#ifdef PHI_HAS_avx2
+    case Isa::avx2: return avx2::quantizer_table;
+#endif
+#ifdef PHI_HAS_neon
+    case Isa::neon: return neon::quantizer_table;
+#endif
+    default: return scalar::quantizer_table;
+    }
+}
+
+// ---- chunks ----------------------------------------------------------------------------------
+
+// What a thread takes at a time: enough to forget the taking. What it works on at a time: that much float32
+// stays in the first-level cache between the passes over it. Both are multiples of every block.
+constexpr int64_t CHUNK = 1 << 16, PIECE = 1 << 12;
+
+// Calls work(first, end) for each chunk of n_weights weights, in order, on all threads. A thread whose call
+// returns false takes no further chunk.
+template <class Work> static void for_each_chunk(int64_t n_weights, int threads, Work work) {
+    std::atomic<int64_t> next{0};
+    const auto take_chunks = [&](int) {
+        for (int64_t first; (first = next.fetch_add(CHUNK)) < n_weights;)
+            if (!work(first, std::min(first + CHUNK, n_weights))) return;
+    };
+    const int64_t n_chunks = (n_weights + CHUNK - 1) / CHUNK;
+    ThreadPool(static_cast<int>(std::min<int64_t>(threads, n_chunks))).run(take_chunks);
+}
+
+static void check_row(const TypeInfo &info, int64_t n) {
+    if (n % info.block == 0) return;
+    throw std::invalid_argument(std::string(info.name) + " has blocks of " + std::to_string(info.block) +
+                                " weights, which do not divide rows of " + std::to_string(n));
+}
+
+// ---- quantize --------------------------------------------------------------------------------
+
+NonFiniteError::NonFiniteError(int64_t row, int64_t column, float value)
+    : std::runtime_error("row " + std::to_string(row) + " column " + std::to_string(column) + " is " +
+                         (value != value ? "nan" : "inf")),
+      row(row), column(column) {}
+
+namespace {
+struct Job {
+    const QuantizerTable &functions;
+    const TypeInfo &info;
+    Type source;
+    const void *x;
+    void *out;
+};
+} // namespace
+
+// Source weights from `first` on, as float32; widened into the buffer where they are stored in 16 bits.
+static const float *as_floats(const Job &job, int64_t first, int64_t count, float *buffer) {
+    const std::byte *start = static_cast<const std::byte *>(job.x) + first * type_info(job.source).bytes;
+    if (job.source == Type::F32) return reinterpret_cast<const float *>(start);
+    job.functions.dequantize[static_cast<size_t>(job.source)](start, count, buffer);
+    return buffer;
+}
+
+// Quantizes the weights from `first` to `end`, as far as they are finite. Returns how far that is.
+static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end) {
+    float buffer[PIECE];
+    for (; first < end; first += PIECE) {
+        const int64_t count = std::min(PIECE, end - first);
+        const float *weights = as_floats(job, first, count, buffer);
+        const int64_t finite = job.functions.find_non_finite(weights, count);
+        if (finite < count) return first + finite;
+        std::byte *blocks = static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes;
+        job.functions.quantize[static_cast<size_t>(job.info.type)](weights, count / job.info.block, blocks);
+    }
+    return end;
+}
+
+void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads, Isa isa) {
+    const Job job{table(isa), type_info(type), source, x, out};
+    check_row(job.info, n);
+    if (source > Type::BF16) throw std::invalid_argument("only F32, F16 and BF16 rows can be quantized");
+    const int64_t n_weights = rows * n;
+    std::atomic<int64_t> first_bad{n_weights};
+
+    for_each_chunk(n_weights, threads, [&](int64_t first, int64_t end) {
+        const int64_t reached = quantize_chunk(job, first, end);
+        int64_t smallest = first_bad;
+        while (reached < end && reached < smallest && !first_bad.compare_exchange_weak(smallest, reached)) {
+        }
+        return reached == end;
+    });
+
+    if (first_bad == n_weights) return;
+    float buffer;
+    throw NonFiniteError(first_bad / n, first_bad % n, *as_floats(job, first_bad, 1, &buffer));
+}
+
+// ---- dequantize ------------------------------------------------------------------------------
+
+void dequantize(Type type, const void *data, int64_t rows, int64_t n, float *out, int threads, Isa isa) {
+    const TypeInfo &info = type_info(type);
+    check_row(info, n);
+    const QuantizerTable &functions = table(isa);
+    for_each_chunk(rows * n, threads, [&](int64_t first, int64_t end) {
+        const std::byte *blocks = static_cast<const std::byte *>(data) + first / info.block * info.bytes;
+        functions.dequantize[static_cast<size_t>(type)](blocks, (end - first) / info.block, out + first);
+        return true;
+    });
+}
+
+} // namespace phi

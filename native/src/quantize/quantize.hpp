@@ -1,0 +1,49 @@
+// Rows of weights to rows of blocks and back, on any instruction set and any number of threads.
+#pragma once
+
+#include "../isa.hpp"
+
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string_view>
+
+namespace phi {
+
+enum class Type { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
+
+struct TypeInfo {
+    Type type;
+    std::string_view name;
+    int64_t block; // weights in a block
+    int64_t bytes; // bytes of a block
+
+    int64_t row_bytes(int64_t n) const { return n / block * bytes; }
+};
+
+// All types, in the order of the enumeration.
+std::span<const TypeInfo> type_infos();
+const TypeInfo &type_info(Type type);
+
+// Throws std::invalid_argument, which lists the known names.
+const TypeInfo &type_info(std::string_view name);
+
+// A weight is infinite or not a number.
+class NonFiniteError : public std::runtime_error {
+  public:
+    NonFiniteError(int64_t row, int64_t column, float value);
+    const int64_t row, column;
+};
+
+// Quantizes `rows` rows of n weights to `type`. The source's type is F32, F16 or BF16; out has
+// rows * type_info(type).row_bytes(n) bytes. The bytes depend neither on the threads nor on the
+// instruction set. Throws std::invalid_argument where the block does not divide n, and NonFiniteError.
+void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
+              Isa isa = active_isa());
+
+// The float32 values of rows of blocks of any type. Throws std::invalid_argument where the block does
+// not divide n.
+void dequantize(Type type, const void *data, int64_t rows, int64_t n, float *out, int threads,
+                Isa isa = active_isa());
+
+} // namespace phi

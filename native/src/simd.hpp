@@ -1,0 +1,262 @@
+// A small vector type on the compiler's vector extensions. One source, any width: LANES floats side by
+// side, and + - * / < work lane by lane, each lane rounding as a plain float would.
+// Only for sources that are compiled once per instruction set: everything is in namespace phi::PHI_ISA
+// and uses no function of the standard library, so that no code of one set can be linked into another.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
+#include <immintrin.h>
+#elif defined(PHI_ISA_neon)
+#include <arm_neon.h>
+#endif
+
+namespace phi::PHI_ISA {
+
+#if defined(PHI_ISA_avx512)
+constexpr int LANES = 16;
+#elif defined(PHI_ISA_avx2)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4; // neon; and scalar, where the compiler does what it can
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES))); // also masks: a lane is 0 or -1
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+// ---- lanes -----------------------------------------------------------------------------------
+
+static inline Floats splat(float value) { return value - Floats{}; }
+static inline Ints splat(int32_t value) { return value - Ints{}; }
+
+static inline Ints bits(Floats v) { return (Ints)v; }
+static inline Floats from_bits(Ints v) { return (Floats)v; }
+static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+template <class V> static inline V select(Ints mask, V yes, V no) { return mask ? yes : no; }
+template <class V> static inline V min(V a, V b) { return a < b ? a : b; }
+template <class V> static inline V max(V a, V b) { return a > b ? a : b; }
+static inline Floats abs(Floats v) { return from_bits(bits(v) & 0x7fffffff); }
+
+static inline Floats sqrt(Floats v) {
+    Floats root;
+    for (int lane = 0; lane < LANES; ++lane) root[lane] = __builtin_sqrtf(v[lane]);
+    return root;
+}
+
+// ---- memory, of any alignment ----------------------------------------------------------------
+
+template <class V> static inline V load(const void *p) {
+    V v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V> static inline void store(void *p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// ---- rounding to whole numbers ---------------------------------------------------------------
+
+// Adding 1.5 * 2^23 leaves a float no bits for a fraction: the sum is rounded to the nearest whole number,
+// ties to even, and its low 23 bits are that number plus 2^22. Holds up to the limit.
+constexpr float MAGIC = 12582912.0f;
+constexpr float MAGIC_LIMIT = 4194303.0f;
+
+// Beyond the limit the answer is arbitrary, but it is llama.cpp's.
+static inline Ints nearest_int(Floats v) { return (bits(v + MAGIC) & 0x007fffff) - 0x00400000; }
+static inline int nearest_int(float v) { return nearest_int(splat(v))[0]; }
+
+// ---- bfloat16: the upper half of a float -----------------------------------------------------
+
+static inline Floats widen_bf16(Halves h) { return from_bits(__builtin_convertvector(h, Ints) << 16); }
+
+// Ties go to even. v is a number, or infinite.
+static inline Halves narrow_bf16(Floats v) {
+    return __builtin_convertvector((bits(v) + 0x7fff + ((bits(v) >> 16) & 1)) >> 16, Halves);
+}
+
+// ---- what the instruction sets have instructions for -----------------------------------------
+// any         is a lane of the mask set?
+// truncate    toward zero; INT32_MIN where the result does not fit, as x86 answers and so llama.cpp
+// round_even  as nearest_int, but the result is a float
+// store_bytes the low byte of each lane; load_bytes, load_signed_bytes back
+// narrow_f16  float to float16, ties to even; v is a number, or infinite; widen_f16 back
+
+#if defined(PHI_ISA_avx512)
+
+// With the mask of all lanes: GCC 12 takes the undefined vector in the unmasked forms for a mistake.
+static inline Floats min(Floats a, Floats b) { return _mm512_maskz_min_ps(-1, a, b); }
+static inline Floats max(Floats a, Floats b) { return _mm512_maskz_max_ps(-1, a, b); }
+static inline bool any(Ints mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+static inline Ints truncate(Floats v) { return (Ints)_mm512_maskz_cvttps_epi32(-1, v); }
+static inline Floats round_even(Floats v) { return _mm512_maskz_roundscale_ps(-1, v, _MM_FROUND_TO_NEAREST_INT); }
+static inline Ints load_bytes(const void *p) { return (Ints)_mm512_maskz_cvtepu8_epi32(-1, load<__m128i>(p)); }
+static inline Ints load_signed_bytes(const void *p) { return (Ints)_mm512_maskz_cvtepi8_epi32(-1, load<__m128i>(p)); }
+static inline void store_bytes(void *p, Ints v) { store(p, _mm512_maskz_cvtepi32_epi8(-1, (__m512i)v)); }
+static inline Floats widen_f16(Halves h) { return _mm512_maskz_cvtph_ps(-1, (__m256i)h); }
+static inline Halves narrow_f16(Floats v) {
+    return (Halves)_mm512_maskz_cvtps_ph(-1, v, _MM_FROUND_TO_NEAREST_INT);
+}
+
+#elif defined(PHI_ISA_avx2)
+
+static inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+static inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+static inline bool any(Ints mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
+static inline Ints truncate(Floats v) { return (Ints)_mm256_cvttps_epi32(v); }
+static inline Floats round_even(Floats v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT); }
+static inline Ints load_bytes(const void *p) {
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+static inline Ints load_signed_bytes(const void *p) {
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+static inline void store_bytes(void *p, Ints v) {
+    const __m256i bytes = (__m256i)(v & 255);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storeu_si64(p, _mm_packus_epi16(words, words));
+}
+static inline Floats widen_f16(Halves h) { return _mm256_cvtph_ps((__m128i)h); }
+static inline Halves narrow_f16(Floats v) { return (Halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+
+#else
+
+static inline bool any(Ints mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
+static inline Ints truncate(Floats v) {
+    return select(abs(v) < 0x1p31f, __builtin_convertvector(v, Ints), splat(INT32_MIN));
+}
+static inline Floats round_even(Floats v) { return (v + MAGIC) - MAGIC; }
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef int8_t SignedBytes __attribute__((vector_size(LANES)));
+static inline Ints load_bytes(const void *p) { return __builtin_convertvector(load<Bytes>(p), Ints); }
+static inline Ints load_signed_bytes(const void *p) { return __builtin_convertvector(load<SignedBytes>(p), Ints); }
+static inline void store_bytes(void *p, Ints v) { store(p, __builtin_convertvector(v, Bytes)); }
+
+#if defined(PHI_ISA_neon)
+
+static inline Floats widen_f16(Halves h) { return (Floats)vcvt_f32_f16((float16x4_t)h); }
+static inline Halves narrow_f16(Floats v) { return (Halves)vcvt_f16_f32((float32x4_t)v); }
+
+#else
+
+// Exponent and fraction move to their places in a float, whose exponent then counts from 127 instead of
+// 15: a multiplication by 2^112 corrects that, for subnormal numbers too.
+static inline Floats widen_f16(Halves h) {
+    const Ints wide = __builtin_convertvector(h, Ints);
+    const Floats value = from_bits((wide & 0x7fff) << 13) * 0x1p112f;
+    const Ints special = value >= 65536.0f; // infinite or not a number
+    return from_bits(bits(value) | (special & 0x7f800000) | ((wide & 0x8000) << 16));
+}
+
+// A float below 2^-14 becomes subnormal: adding 0.5 lets the adder do the rounding.
+static inline Halves narrow_f16(Floats v) {
+    const Ints magnitude = bits(v) & 0x7fffffff;
+    const Ints normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const Ints subnormal = bits(from_bits(magnitude) + 0.5f) - bits(splat(0.5f));
+    Ints half = select(magnitude < (113 << 23), subnormal, normal);
+    half = select(magnitude >= (143 << 23), splat(0x7c00), half);
+    return __builtin_convertvector(half | ((bits(v) >> 16) & 0x8000), Halves);
+}
+
+#endif
+#endif
+
+static inline bool all(Ints mask) { return !any(~mask); }
+
+// Ties away from zero, as roundf. The largest float below 1/2 is added, not 1/2, which would carry 0.49999997
+// to 1.
+static inline Ints round_away(Floats v) {
+    const Ints sign = bits(v) & INT32_MIN;
+    return truncate(v + from_bits(sign | bits(splat(0.49999997f))));
+}
+
+static inline float widen_f16(uint16_t h) { return widen_f16(h - Halves{})[0]; }
+static inline uint16_t narrow_f16(float v) { return narrow_f16(splat(v))[0]; }
+
+// ---- pairs -----------------------------------------------------------------------------------
+
+// Two vectors that take every step together: while the sum of one is on its way, the processor adds to the
+// other's.
+template <class V> struct Pair {
+    V a, b;
+};
+using FloatPair = Pair<Floats>;
+using IntPair = Pair<Ints>;
+constexpr int PAIR_LANES = 2 * LANES;
+
+#define PHI_PAIR_OPERATOR(result, op) \
+    static inline result operator op(FloatPair x, FloatPair y) { return {x.a op y.a, x.b op y.b}; } \
+    static inline result operator op(FloatPair x, float y) { return {x.a op y, x.b op y}; } \
+    static inline result operator op(float x, FloatPair y) { return {x op y.a, x op y.b}; }
+PHI_PAIR_OPERATOR(FloatPair, +)
+PHI_PAIR_OPERATOR(FloatPair, -)
+PHI_PAIR_OPERATOR(FloatPair, *)
+PHI_PAIR_OPERATOR(FloatPair, /)
+PHI_PAIR_OPERATOR(IntPair, <)
+PHI_PAIR_OPERATOR(IntPair, >)
+PHI_PAIR_OPERATOR(IntPair, ==)
+PHI_PAIR_OPERATOR(IntPair, !=)
+#undef PHI_PAIR_OPERATOR
+
+static inline FloatPair operator-(FloatPair x) { return {-x.a, -x.b}; }
+static inline FloatPair &operator+=(FloatPair &x, FloatPair y) { return x = x + y; }
+static inline IntPair operator&(IntPair x, IntPair y) { return {x.a & y.a, x.b & y.b}; }
+
+static inline FloatPair select(IntPair mask, FloatPair yes, FloatPair no) {
+    return {select(mask.a, yes.a, no.a), select(mask.b, yes.b, no.b)};
+}
+static inline FloatPair min(FloatPair x, FloatPair y) { return {min(x.a, y.a), min(x.b, y.b)}; }
+static inline FloatPair max(FloatPair x, FloatPair y) { return {max(x.a, y.a), max(x.b, y.b)}; }
+static inline FloatPair abs(FloatPair x) { return {abs(x.a), abs(x.b)}; }
+static inline FloatPair sqrt(FloatPair x) { return {sqrt(x.a), sqrt(x.b)}; }
+static inline FloatPair round_even(FloatPair x) { return {round_even(x.a), round_even(x.b)}; }
+static inline FloatPair splat_pair(float value) { return {splat(value), splat(value)}; }
+static inline FloatPair to_floats(IntPair x) { return {to_floats(x.a), to_floats(x.b)}; }
+static inline IntPair nearest_int(FloatPair x) { return {nearest_int(x.a), nearest_int(x.b)}; }
+static inline bool all(IntPair mask) { return all(mask.a & mask.b); }
+
+// ---- transpose -------------------------------------------------------------------------------
+
+// The lanes of a (numbered from 0) and b (from LANES) that are listed.
+template <int... lane> static inline Floats shuffle(Floats a, Floats b) {
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, lane...);
+#else
+    return __builtin_shuffle(a, b, Ints{lane...});
+#endif
+}
+
+// One step of the butterfly: of every 2 x 2 squares of step x step values, the two off the diagonal change
+// places.
+template <int step, int... lane>
+static inline void exchange(Floats &a, Floats &b, std::integer_sequence<int, lane...>) {
+    const Floats upper = shuffle<(lane & step ? LANES + lane - step : lane)...>(a, b);
+    b = shuffle<(lane & step ? LANES + lane : lane + step)...>(a, b);
+    a = upper;
+}
+
+// Rows become columns.
+template <int step = 1> static inline void transpose(Floats *square) {
+    for (int row = 0; row < LANES; ++row)
+        if (!(row & step))
+            exchange<step>(square[row], square[row + step], std::make_integer_sequence<int, LANES>());
+    if constexpr (2 * step < LANES) transpose<2 * step>(square);
+}
+
+// Loads PAIR_LANES runs of n consecutive floats, one run a lane: value i of run r goes to lane r of out[i].
+template <int n> static inline void load_transposed(const float *x, FloatPair *out) {
+    for (int i = 0; i < n; i += LANES) {
+        Floats a[LANES], b[LANES];
+        for (int lane = 0; lane < LANES; ++lane) {
+            a[lane] = load<Floats>(x + lane * n + i);
+            b[lane] = load<Floats>(x + (LANES + lane) * n + i);
+        }
+        transpose(a);
+        transpose(b);
+        for (int lane = 0; lane < LANES; ++lane) out[i + lane] = {a[lane], b[lane]};
+    }
+}
+
+} // namespace phi::PHI_ISA

@@ -1,0 +1,138 @@
+// A team of threads that stays: the caller is thread 0, the others wait for the next task.
+//
+// A forward pass is one task of many short phases, and a small model has thousands of phases a second. So
+// threads spin for some microseconds before they sleep, both between tasks and at the barrier that ends a phase.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace phi {
+
+class ThreadPool {
+  public:
+    explicit ThreadPool(int n_threads) : size_(n_threads < 1 ? 1 : n_threads) {
+        try {
+            for (int thread = 1; thread < size_; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+        } catch (...) { // the system has no more threads
+            stop();
+            throw;
+        }
+    }
+
+    ~ThreadPool() { stop(); }
+
+    ThreadPool(const ThreadPool &) = delete;
+    ThreadPool &operator=(const ThreadPool &) = delete;
+
+    int size() const { return size_; }
+
+    // Calls task(thread) on every thread of the team and returns when all are done. An exception in any
+    // of them is thrown again here; but a task that meets at barriers must not throw, the others would wait.
+    void run(const std::function<void(int)> &task) {
+        task_ = &task;
+        error_ = nullptr;
+        next_.store(0, std::memory_order_relaxed);
+        pending_.store(size_ - 1, std::memory_order_relaxed);
+        start_task();
+        guarded(task, 0);
+        for (int left; (left = pending_.load(std::memory_order_acquire)) != 0;) wait_for_change(pending_, left);
+        if (error_) std::rethrow_exception(error_);
+    }
+
+    // Inside a task: returns when every thread of the team has come here.
+    void barrier() {
+        if (size_ == 1) {
+            next_.store(0, std::memory_order_relaxed);
+            return;
+        }
+        const uint32_t phase = phase_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) {
+            wait_for_change(phase_, phase);
+            return;
+        }
+        arrived_.store(0, std::memory_order_relaxed);
+        next_.store(0, std::memory_order_relaxed);
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
+    }
+
+    // Inside a task, called by every thread: one phase. Calls body(begin, end) until the parts, each of at
+    // most `grain` items, cover 0 … n, each part on whichever thread is free; then all threads meet.
+    template <class Body> void for_each(size_t n, size_t grain, const Body &body) {
+        for (size_t begin; (begin = next_.fetch_add(grain, std::memory_order_relaxed)) < n;)
+            body(begin, std::min(begin + grain, n));
+        barrier();
+    }
+
+  private:
+    static constexpr int spins = 1000; // some 20 µs
+
+    // Returns once `word` is no longer `old`.
+    template <class T> static void wait_for_change(const std::atomic<T> &word, T old) {
+        for (int spin = 0; spin < spins; ++spin) {
+            if (word.load(std::memory_order_acquire) != old) return;
+            pause();
+        }
+        word.wait(old, std::memory_order_acquire);
+    }
+
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    void start_task() {
+        generation_.fetch_add(1, std::memory_order_release);
+        generation_.notify_all();
+    }
+
+    void stop() {
+        stop_ = true;
+        start_task();
+        for (auto &worker : workers_) worker.join();
+    }
+
+    void guarded(const std::function<void(int)> &task, int thread) {
+        try {
+            task(thread);
+        } catch (...) {
+            std::lock_guard lock(error_mutex_);
+            if (!error_) error_ = std::current_exception();
+        }
+    }
+
+    void work(int thread) {
+        for (uint32_t seen = 0;; ++seen) {
+            wait_for_change(generation_, seen);
+            if (stop_) return;
+            guarded(*task_, thread);
+            if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+        }
+    }
+
+    const int size_;
+    const std::function<void(int)> *task_ = nullptr;
+    std::exception_ptr error_;
+    std::mutex error_mutex_;
+    bool stop_ = false; // written before generation_, read after it
+    // Each on a cache line of its own: threads write them while others spin on them.
+    alignas(64) std::atomic<uint32_t> generation_{0};
+    alignas(64) std::atomic<int> pending_{0};
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
+    alignas(64) std::atomic<size_t> next_{0};
+    std::vector<std::thread> workers_; // last: they use all of the above from the moment they start
+};
+
+} // namespace phi

@@ -1,0 +1,335 @@
+// Every kernel on every instruction set of this machine, against the same sum in double precision.
+#include "kernels/table.hpp"
+#include "quantize/quantize.hpp"
+#include "test_support.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+using phi::Activations;
+using phi::CacheType;
+using phi::Coding;
+using phi::Half;
+using phi::Isa;
+using phi::Kernels;
+using phi::Type;
+using phi::TypeInfo;
+
+using Bytes = std::vector<uint8_t>;
+
+static std::string label(Isa isa, const std::string &what) { return std::string(name(isa)) + " " + what; }
+
+static std::vector<Half> halves(const Kernels &kernels, const Floats &x) {
+    std::vector<Half> out(x.size());
+    kernels.store(CacheType::F16, x.data(), static_cast<int>(x.size()), out.data(), 1);
+    return out;
+}
+
+static Floats to_floats(const std::vector<Half> &x) {
+    Floats out(x.size());
+    phi::dequantize(Type::F16, x.data(), 1, static_cast<int64_t>(x.size()), out.data(), 1);
+    return out;
+}
+
+// ---- vectors ---------------------------------------------------------------------------------
+
+// Norm: sums in double, so only the last operations round. Two roundings and a square root: 4 units.
+static void test_rms_norm(Isa isa, const Kernels &kernels) {
+    for (int n : {1, 7, 33, 256}) {
+        Random random(n);
+        const Floats x = random.numbers(n, 3), weight = random.numbers(n, 1);
+        Floats out(n);
+        kernels.rms_norm(x.data(), weight.data(), n, 1e-5f, out.data());
+        double squares = 0;
+        for (float value : x) squares += double(value) * value;
+        for (int i = 0; i < n; ++i) {
+            const double expected = x[i] / std::sqrt(squares / n + 1e-5) * weight[i];
+            check_close(out[i], expected, 3e-7 * std::abs(expected) + 1e-30, label(isa, "rms_norm"));
+        }
+    }
+}
+
+// e^x has a relative error below 2e-7; it is one of two terms of the denominator.
+static void test_swiglu(Isa isa, const Kernels &kernels) {
+    for (int n : {1, 5, 16, 83}) {
+        Random random(n);
+        Floats gate = random.numbers(n, 12), out(n);
+        gate[0] = n == 5 ? -200.0f : 200.0f;
+        const Floats up = random.numbers(n, 2);
+        kernels.swiglu(gate.data(), up.data(), n, out.data());
+        for (int i = 0; i < n; ++i) {
+            const double expected = gate[i] / (1 + std::exp(-double(gate[i]))) * up[i];
+            check_close(out[i], expected, 6e-7 * std::abs(expected) + 1e-30, label(isa, "swiglu"));
+        }
+    }
+}
+
+static void test_rotate_and_add(Isa isa, const Kernels &kernels) {
+    Random random(5);
+    const int half = 13;
+    const Floats before = random.numbers(2 * half + 4, 1), cosine = random.numbers(half, 1), sine = random.numbers(half, 1);
+    Floats x = before;
+    kernels.rotate(x.data(), cosine.data(), sine.data(), half);
+    for (int i = 0; i < half; ++i) {
+        const double a = before[i], b = before[i + half];
+        check_close(x[i], a * cosine[i] - b * sine[i], 3e-7, label(isa, "rotate, first half"));
+        check_close(x[i + half], b * cosine[i] + a * sine[i], 3e-7, label(isa, "rotate, second half"));
+    }
+    for (int i = 2 * half; i < 2 * half + 4; ++i) check(x[i] == before[i], label(isa, "rotate changed the rest"));
+    Floats total = x;
+    kernels.add(total.data(), before.data(), 3);
+    for (int i = 0; i < 5; ++i) check(total[i] == (i < 3 ? x[i] + before[i] : x[i]), label(isa, "add"));
+}
+
+// The same bits as the quantizer of F16 writes, subnormals, ties and overflow included.
+static void test_halves(Isa isa, const Kernels &kernels) {
+    Random random(9);
+    Floats x = {0.0f, -0.0f, 1.0f, 65504.0f, -65519.0f, 0x1p-24f, 0x1.8p-24f, 0x1p-25f, 0x1.002p0f, 0x1.006p0f};
+    for (int i = 0; i < 3000; ++i) x.push_back(std::ldexp(random.number(), int(random.bits() % 44) - 28));
+    std::vector<uint16_t> expected(x.size());
+    phi::quantize(Type::F16, Type::F32, x.data(), 1, static_cast<int64_t>(x.size()), expected.data(), 1, isa);
+    const std::vector<Half> got = halves(kernels, x);
+    check(std::memcmp(got.data(), expected.data(), 2 * x.size()) == 0, label(isa, "store as halves"));
+    Half apart[9] = {};
+    kernels.store(CacheType::F16, x.data() + 10, 3, apart, 4);
+    for (int i = 0; i < 3; ++i) check(apart[4 * i] == got[10 + i], label(isa, "store with a stride"));
+    check(halves(kernels, {65520.0f})[0] == Half{0x7c00}, label(isa, "overflow to infinity"));
+}
+
+// A vector and its coded form.
+struct Coded {
+    Coding coding;
+    int64_t cols;
+    Floats values;
+    std::vector<int8_t> codes;
+    std::vector<int16_t> sums;
+    Floats scales;
+
+    Coded(const Kernels &kernels, Coding coding, int tokens, int64_t cols, uint64_t seed)
+        : coding(coding), cols(cols), values(Random(seed).numbers(tokens * cols, 2)), codes(tokens * cols),
+          sums(tokens * cols / 16 + 1), scales(tokens * cols / 32 + 1) {
+        if (coding == Coding::none) return;
+        for (int token = 0; token < tokens; ++token)
+            kernels.quantize(coding, &values[token * cols], static_cast<int>(cols), &codes[token * cols],
+                             &sums[token * cols / group()], &scales[token * cols / block()]);
+    }
+
+    int64_t block() const { return coding == Coding::blocks_of_32 ? 32 : 256; }
+    int64_t group() const { return coding == Coding::blocks_of_32 ? 32 : 16; }
+
+    Activations batch(int first, int tokens) const {
+        return {tokens, cols, coding, &values[first * cols], &codes[first * cols], &sums[first * cols / group()],
+                &scales[first * cols / block()]};
+    }
+
+    // What the codes say, and half a step: the most that they can be wrong by.
+    double decoded(int64_t i) const { return coding == Coding::none ? values[i] : double(scales[i / block()]) * codes[i]; }
+    double half_step(int64_t i) const { return coding == Coding::none ? 0 : 0.5001 * scales[i / block()]; }
+};
+
+static void test_quantize(Isa isa, const Kernels &kernels) {
+    for (Coding coding : {Coding::blocks_of_32, Coding::blocks_of_256}) {
+        const Coded x(kernels, coding, 2, 512, 3);
+        for (int64_t i = 0; i < 1024; ++i)
+            check_close(x.decoded(i), x.values[i], x.half_step(i), label(isa, "code of an activation"));
+        for (int64_t start = 0; start < 1024; start += x.group()) {
+            int sum = 0;
+            for (int64_t i = start; i < start + x.group(); ++i) sum += x.codes[i];
+            const int64_t group = start / x.group(), inside = group % 16;
+            const int64_t index = coding == Coding::blocks_of_32 ? group : group - inside + inside % 2 * 8 + inside / 2;
+            check(x.sums[index] == sum, label(isa, "sum of codes"));
+        }
+    }
+    Floats zeros(256, 0.0f), scale(1, -1.0f);
+    std::vector<int8_t> codes(256, 1);
+    std::vector<int16_t> sums(16, 1);
+    kernels.quantize(Coding::blocks_of_256, zeros.data(), 256, codes.data(), sums.data(), scale.data());
+    check(codes[0] == 0 && codes[255] == 0 && sums[15] == 0 && scale[0] == 0, label(isa, "codes of zeros"));
+}
+
+// ---- matrices --------------------------------------------------------------------------------
+
+// Weights of a type, and as the floats that they stand for.
+struct Weights {
+    Bytes bytes;
+    Floats values;
+    phi::Matrix matrix;
+
+    Weights(const TypeInfo &info, int64_t rows, int64_t cols) : values(rows * cols) {
+        const Floats source = Random(rows + cols).numbers(rows * cols, 0.5f);
+        bytes.resize(rows * info.row_bytes(cols));
+        phi::quantize(info.type, Type::F32, source.data(), rows, cols, bytes.data(), 1);
+        phi::dequantize(info.type, bytes.data(), rows, cols, values.data(), 1);
+        matrix = {info.type, rows, cols, info.row_bytes(cols), bytes.data()};
+    }
+};
+
+static Floats product(const Kernels &kernels, const Weights &weights, int64_t first, int64_t last, const Activations &x) {
+    Floats out(x.tokens * weights.matrix.rows, std::numeric_limits<float>::quiet_NaN());
+    std::vector<std::max_align_t> scratch(phi::matmul_scratch(x.cols) / sizeof(std::max_align_t) + 8);
+    const auto address = (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64;
+    kernels.matmul[static_cast<int>(weights.matrix.type)](weights.matrix, first, last, x, out.data(),
+                                                          weights.matrix.rows, reinterpret_cast<void *>(address));
+    return out;
+}
+
+// Two bounds. Against the codes of the activations only float sums round: integers are exact. A block's sums of
+// products and offsets are at most Σ 2 · largest weight · |x|, and one rounding for each block and lane is 2^-24
+// of it. Against the activations themselves half a step of each code is added.
+static void check_products(const std::string &what, const Weights &weights, const Coded &x, int tokens, const Floats &got) {
+    const int64_t rows = weights.matrix.rows, cols = x.cols;
+    for (int token = 0; token < tokens; ++token)
+        for (int64_t row = 0; row < rows; ++row) {
+            double coded = 0, exact = 0, magnitude = 0, step = 0, largest = 0;
+            for (int64_t i = 0; i < cols; ++i) largest = std::max(largest, std::abs(double(weights.values[row * cols + i])));
+            for (int64_t i = 0; i < cols; ++i) {
+                const double weight = weights.values[row * cols + i];
+                const int64_t at = token * cols + i;
+                coded += weight * x.decoded(at);
+                exact += weight * x.values[at];
+                magnitude += 2 * largest * std::abs(x.decoded(at));
+                step += std::abs(weight) * x.half_step(at);
+            }
+            const double rounding = magnitude * 0x1p-24 * (8 + std::sqrt(double(cols)));
+            check_close(got[token * rows + row], coded, rounding, what + " against the codes");
+            check_close(got[token * rows + row], exact, rounding + step, what + " against the activations");
+        }
+}
+
+static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
+    const Coding coding = info.block == 1 ? Coding::none : info.block == 32 ? Coding::blocks_of_32 : Coding::blocks_of_256;
+    constexpr int tokens = 21; // whole tiles of every kernel, and a rest
+    for (int64_t cols : {info.block, 3 * info.block, info.block == 1 ? int64_t{83} : 5 * info.block}) {
+        const Weights weights(info, 37, cols); // two panels and a rest
+        const Coded x(kernels, coding, tokens, cols, cols);
+        const std::string what = label(isa, std::string(info.name) + " of " + std::to_string(cols));
+        const Floats all = product(kernels, weights, 0, 37, x.batch(0, tokens));
+        check_products(what, weights, x, tokens, all);
+        for (int token = 0; token < tokens; ++token) { // alone or in a batch: the same bits
+            const Floats one = product(kernels, weights, 0, 37, x.batch(token, 1));
+            check(std::memcmp(one.data(), &all[token * 37], 37 * sizeof(float)) == 0, what + ": token alone differs");
+        }
+        for (int batch : {1, tokens}) { // rows by themselves: the same bits, and no other row touched
+            const Floats part = product(kernels, weights, 16, 23, x.batch(0, batch));
+            check(std::memcmp(&part[16], &all[16], 7 * sizeof(float)) == 0, what + ": rows by themselves differ");
+            check(std::isnan(part[15]) && std::isnan(part[23]), what + ": wrote other rows");
+        }
+    }
+}
+
+// ---- attention -------------------------------------------------------------------------------
+
+struct AttentionCase {
+    int head_size, members, tokens;
+    int64_t position, window;
+};
+
+class AttentionTest {
+  public:
+    AttentionTest(const Kernels &kernels, const AttentionCase &c, CacheType type)
+        : kernels_(kernels), case_(c), type_(type), element_(type == CacheType::F16 ? 2 : 4),
+          value_stride_((c.head_size + 15) / 16 * 16), n_keys_((c.position + c.tokens + 31) / 32 * 32) {
+        Random random(c.head_size + c.position);
+        queries_ = random.numbers(int64_t{c.tokens} * c.members * c.head_size, 0.8f);
+        float_keys_ = random.numbers(n_keys_ * c.head_size, 2);
+        float_values_ = random.numbers(n_keys_ * c.head_size, 2);
+        if (type == CacheType::F16) {
+            float_keys_ = to_floats(halves(kernels, float_keys_));
+            float_values_ = to_floats(halves(kernels, float_values_));
+        }
+        fill_cache();
+    }
+
+    Floats attend(int first, int tokens) const {
+        const int row = case_.members * case_.head_size;
+        Floats out(tokens * row), scratch(phi::attention_scratch(value_stride_));
+        kernels_.attend({.queries = &queries_[first * row], .out = out.data(), .query_stride = row, .out_stride = row,
+                         .tokens = tokens, .members = case_.members, .head_size = case_.head_size,
+                         .position = case_.position + first, .window = case_.window, .cache_type = type_,
+                         .keys = keys_.data(), .values = values_.data(), .value_stride = value_stride_,
+                         .scratch = scratch.data()});
+        return out;
+    }
+
+    // softmax(q·k) · v over the keys seen, in double.
+    std::vector<double> expected(int token, int member) const {
+        const int64_t position = case_.position + token, size = case_.head_size;
+        const float *query = &queries_[(token * case_.members + member) * size];
+        std::vector<double> out(size);
+        double total = 0;
+        for (int64_t key = 0; key <= position; ++key) {
+            if (position - key >= case_.window) continue;
+            double score = 0;
+            for (int64_t i = 0; i < size; ++i) score += double(query[i]) * float_keys_[key * size + i];
+            const double weight = std::exp(score);
+            total += weight;
+            for (int64_t i = 0; i < size; ++i) out[i] += weight * float_values_[key * size + i];
+        }
+        for (double &value : out) value /= total;
+        return out;
+    }
+
+  private:
+    // Positions after the last token hold what an earlier text left there, in the worst case NaN.
+    void fill_cache() {
+        const int size = case_.head_size;
+        keys_.resize(n_keys_ * size * element_);
+        values_.resize(n_keys_ * value_stride_ * element_);
+        const Floats unseen(size, std::numeric_limits<float>::quiet_NaN());
+        for (int64_t key = 0; key < n_keys_; ++key) {
+            const bool seen = key < case_.position + case_.tokens;
+            kernels_.store(type_, seen ? &float_keys_[key * size] : unseen.data(), size,
+                           &keys_[(key / 32 * 32 * size + key % 32) * element_], phi::key_block);
+            kernels_.store(type_, seen ? &float_values_[key * size] : unseen.data(), size,
+                           &values_[key * value_stride_ * element_], 1);
+        }
+    }
+
+    const Kernels &kernels_;
+    AttentionCase case_;
+    CacheType type_;
+    int element_; // bytes
+    int value_stride_;
+    int64_t n_keys_;
+    Floats queries_, float_keys_, float_values_;
+    Bytes keys_, values_;
+};
+
+// Scores reach about 10, so a rounding of 2^-24 of them changes a weight by 1e-6 of itself; values reach 2.
+static void test_attention(Isa isa, const Kernels &kernels) {
+    const int64_t all = std::numeric_limits<int64_t>::max();
+    const AttentionCase cases[] = {{16, 1, 1, 0, all},  {24, 2, 5, 3, all},  {96, 1, 32, 50, all}, {10, 3, 7, 91, all},
+                                   {64, 4, 8, 60, 5},   {16, 1, 32, 100, 33}, {32, 32, 1, 77, 64}, {20, 1, 3, 200, 1}};
+    for (int i = 0; i < 16; ++i) {
+        const AttentionCase &c = cases[i / 2];
+        const AttentionTest test(kernels, c, i % 2 == 0 ? CacheType::F16 : CacheType::F32);
+        const std::string what = label(isa, "attention, head size " + std::to_string(c.head_size) + " at " +
+                                                std::to_string(c.position));
+        const Floats got = test.attend(0, c.tokens);
+        const int row = c.members * c.head_size;
+        for (int token = 0; token < c.tokens; ++token) {
+            for (int member = 0; member < c.members; ++member) {
+                const std::vector<double> expected = test.expected(token, member);
+                for (int j = 0; j < c.head_size; ++j)
+                    check_close(got[token * row + member * c.head_size + j], expected[j], 2e-5, what);
+            }
+            const Floats alone = test.attend(token, 1);
+            check(std::memcmp(alone.data(), &got[token * row], row * sizeof(float)) == 0, what + ": token alone differs");
+        }
+    }
+}
+
+int main() {
+    for (Isa isa : phi::available_isas()) {
+        const Kernels &kernels = phi::kernels(isa);
+        test_rms_norm(isa, kernels);
+        test_swiglu(isa, kernels);
+        test_rotate_and_add(isa, kernels);
+        test_halves(isa, kernels);
+        test_quantize(isa, kernels);
+        for (const TypeInfo &info : phi::type_infos()) test_matmul(isa, kernels, info);
+        test_attention(isa, kernels);
+    }
+    return report("kernels");
+}

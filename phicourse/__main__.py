@@ -1,0 +1,5 @@
+"""`python -m phicourse` is `phicourse`."""
+
+from phicourse.cli import main
+
+main()

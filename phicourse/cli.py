@@ -1,0 +1,432 @@
+"""The command line: a thin layer over the package.
+
+Text goes to standard output, progress and logs to standard error. Exit status 0: done; 1: an error, said in
+one line; 2: wrong usage. Nothing heavy is imported before a verb needs it.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from phicourse.errors import GenerateError, PhiCourseError
+
+NO_TRACEBACK: tuple[Any, ...] = (
+    typer.Exit,
+    typer.Abort,
+    typer.BadParameter.__mro__[2],
+)  # the last one: ClickException
+INTERRUPTED = {"convert": "interrupted, nothing was written", "quantize": "interrupted, nothing was written"}
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs: turns exceptions into one line and an exit status."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Let `--debug` stand behind the verb as well."""
+        if "--debug" in args:
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the verb."""
+        with errors_as_one_line(ctx):
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk behind `>` shows here
+            return result
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+def main() -> None:
+    """The console script `phicourse`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    app(prog_name="phicourse")
+
+
+@contextmanager
+def errors_as_one_line(ctx: typer.Context) -> Iterator[None]:
+    """Print what went wrong as `phicourse: what, where, what to do` and exit with 1.
+
+    With --debug the traceback comes as well. A reader that closes the pipe ends the program quietly.
+    """
+    try:
+        yield
+    except NO_TRACEBACK:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if ctx.params["debug"]:
+            traceback.print_exc()
+        if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE:
+            drop_output()
+            raise typer.Exit(0) from None
+        if isinstance(error, OSError):
+            drop_output()  # it may be what failed
+        print(f"phicourse: {one_line(error, ctx.invoked_subcommand or '')}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def one_line(error: BaseException, verb: str) -> str:
+    """What to tell the user of an exception, on one line, without control characters."""
+    if isinstance(error, KeyboardInterrupt):
+        text = INTERRUPTED.get(verb, "interrupted")
+    elif isinstance(error, PhiCourseError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        text = f"{place}{error.strerror or error}"
+        text += "; free some space and try again" * (error.errno == errno.ENOSPC)
+    elif isinstance(error, MemoryError):
+        text = f"not enough memory: close other programs or take a smaller model ({error})"
+    else:
+        text = f"{type(error).__name__}: {error} (a mistake in phicourse itself; --debug shows where)"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def drop_output() -> None:
+    """Send what is still buffered for standard output nowhere, so that the exit does not fail over it."""
+    with suppress(OSError):  # a test's stream has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with errors; may stand anywhere.")
+    ] = False,
+) -> None:
+    """A Phi model from checkpoint to GGUF, quantized, and run."""
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads.  [default: all cores]")]
+Context = Annotated[
+    int | None,
+    typer.Option("--ctx", min=1, metavar="N", help="Context in tokens.  [default: the model's, up to 4096]"),
+]
+Model = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder for the files.")
+    ] = None,
+    force: Force = False,
+    threads: Threads = None,
+) -> None:
+    """phi-tiny the whole way: convert, quantize, chat, compare."""
+    from phicourse.demo import run_demo
+
+    run_demo(out, force, threads)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--outfile", metavar="OUT", help="The GGUF file to write.")
+    ] = None,
+    outtype: Annotated[str, typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0 or auto.")] = "f16",
+    force: Force = False,
+) -> None:
+    """Turn a checkpoint into a GGUF file and print its path."""
+    from phicourse.convert import convert
+
+    print(convert(checkpoint, out, outtype, force=force))
+
+
+@app.command()
+def quantize(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN [OUT] TYPE",
+            help="IN: a GGUF file or a checkpoint folder; TYPE: such as Q4_K_M.",
+            show_default=False,
+        ),
+    ],
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
+    leave_output_tensor: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Do not quantize output.weight.")
+    ] = False,
+    output_tensor_type: Annotated[
+        str | None, typer.Option(metavar="T", help="Type of output.weight.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="T", help="Type of token_embd.weight.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=T", help="Type of the tensors that match; may be repeated."),
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a file that is quantized already.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")
+    ] = False,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Write a smaller GGUF file and print its path."""
+    from phicourse.quantize import quantize
+
+    if len(paths) not in (2, 3):
+        raise typer.BadParameter(f"expected IN [OUT] TYPE, got {len(paths)} of them")
+    print(
+        quantize(
+            paths[0],
+            paths[1] if len(paths) == 3 else None,
+            paths[-1],
+            threads=threads,
+            force=force,
+            dry_run=dry_run,
+            pure=pure,
+            leave_output_tensor=leave_output_tensor,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            tensor_types=tensor_type or (),
+            allow_requantize=allow_requantize,
+        )
+    )
+
+
+@app.command()
+def info(
+    file: Model,
+    as_json: Json = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every block for broken numbers.")] = False,
+) -> None:
+    """Show what is in a file, where, and how many bits."""
+    from phicourse.errors import GGUFError
+    from phicourse.gguf import GGUFFile, describe, summary
+    from phicourse.gguf import verify as damaged_tensors
+
+    gguf = GGUFFile.open(file)
+    damage = damaged_tensors(gguf) if verify else []
+    if as_json:
+        print(json.dumps(summary(gguf) | ({"damaged": damage} if verify else {}), indent=2))
+    else:
+        print(describe(gguf, tensors=tensors))
+    if damage:
+        raise GGUFError(f"{file}: {len(damage)} of {len(gguf.tensors)} tensors are damaged: {damage[0]}")
+    if verify and not as_json:
+        print(f"\nall blocks of {len(gguf.tensors)} tensors are sound")
+
+
+@app.command()
+def tokenize(
+    file: Model, text: Annotated[str, typer.Argument(metavar="TEXT", help="What to tokenize.")]
+) -> None:
+    """Show the ids of a text and the piece that each stands for."""
+    from phicourse.gguf import GGUFFile
+    from phicourse.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(GGUFFile.open(file))
+    for token in tokenizer.encode(checked(text), add_special=True, parse_special=True):
+        piece = tokenizer.stream(special=True, continues=True)  # alone, but with the space in front
+        print(f"{token:6d} -> {piece.push(token) + piece.finish()!r}")
+
+
+def checked(text: str) -> str:
+    """A text from the command line, where bytes that are no UTF-8 have become lone surrogates."""
+    return decoded(text.encode("utf-8", "surrogateescape"), "the command line")
+
+
+def decoded(raw: bytes, place: str) -> str:
+    """Bytes as text; GenerateError says where they are no UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise GenerateError(f"{place}: not a UTF-8 text (byte {error.start:,})") from None
+
+
+@app.command()
+def run(
+    file: Model,
+    prompt: Annotated[
+        str, typer.Option("-p", "--prompt", metavar="PROMPT", help="The prompt; - reads standard input.")
+    ],
+    n: Annotated[
+        int, typer.Option("-n", min=-1, metavar="N", help="Tokens at most; -1: until the model ends.")
+    ] = -1,
+    temp: Annotated[
+        float, typer.Option(metavar="T", help="Temperature; 0: always the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Keep the K likeliest; 0: off.")] = 40,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Keep the likeliest that reach P; 1: off.")
+    ] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(metavar="P", help="Keep those P times as likely as the best.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(min=-1, metavar="S", help="Same seed, same text; -1: a new one.")] = -1,
+    threads: Threads = None,
+    ctx: Context = None,
+    gpu_layers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Layers on a GPU; this engine has none: 0.")
+    ] = 0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue PROMPT itself, without the chat template.")
+    ] = False,
+) -> None:
+    """Answer a prompt."""
+    from phicourse.generate import load
+
+    if gpu_layers:
+        raise GenerateError("--gpu-layers: this engine runs on the CPU only; leave the option out")
+    text = decoded(sys.stdin.buffer.read(), "standard input") if prompt == "-" else checked(prompt)
+    llm = load(file, n_ctx=ctx, threads=threads)
+    options = {
+        "max_tokens": None if n < 0 else n,
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": None if seed < 0 else seed,
+    }
+    if raw or not llm.tokenizer.vocabulary.chat_template:
+        pieces = llm.generate(text, stream=True, **options)
+    else:
+        pieces = llm.chat([{"role": "user", "content": text}], stream=True, **options)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:
+        print()  # after Ctrl-C, too
+
+
+@app.command()
+def chat(
+    file: Model,
+    system: Annotated[str | None, typer.Option(metavar="S", help="What the model is to be.")] = None,
+) -> None:
+    """Talk with a model: /help says how, Ctrl-D ends."""
+    from phicourse.generate import load
+    from phicourse.generate.repl import Repl
+
+    Repl(load(file), None if system is None else checked(system)).run()
+
+
+@app.command()
+def perplexity(
+    file: Model,
+    text: Annotated[Path, typer.Option("-f", "--file", metavar="TEXT", help="A text file, UTF-8.")],
+    ctx: Annotated[int, typer.Option(min=4, metavar="N", help="Tokens a chunk.")] = 512,
+    chunks: Annotated[int, typer.Option(min=-1, metavar="N", help="Chunks at most; -1: all.")] = -1,
+    kl_base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="F",
+            help="Log-probabilities of a base model: compared with F, written where F is not there.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How many tokens the model hesitates between: less is better."""
+    from phicourse.evaluate import evaluate_text
+    from phicourse.generate import load
+
+    words = decoded(text.read_bytes(), str(text))
+    llm = load(file, n_ctx=ctx)
+    with progress_bar("chunk") as progress:
+        result = evaluate_text(
+            llm, words, chunks=chunks if chunks > 0 else None, kl_base=kl_base, progress=progress
+        )
+    if as_json:
+        print(json.dumps({"model": str(file), "text": str(text)} | result, indent=2))
+        return
+    print(
+        f"perplexity {result['perplexity']:.4f} ± {result['stderr']:.4f}, {result['tokens']:,} tokens scored"
+    )
+    if "kl" in result:
+        kl = result["kl"]
+        print(f"base model {kl['base_perplexity']:.4f}, ln of the ratio {kl['log_ratio']:+.5f}")
+        print(
+            f"KL divergence {kl['mean']:.6f} ± {kl['stderr']:.6f}, median {kl['median']:.6f}, "
+            f"99 % {kl['percentile_99']:.6f}, maximum {kl['maximum']:.4f}"
+        )
+        print(
+            f"same likeliest token {kl['same_top']:.2%}, "
+            f"RMS change of the true token's probability {kl['rms_delta_p']:.3%}"
+        )
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Any]:
+    """Give a function (done, total, value) that draws a bar on standard error, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
+
+        def show(done: int, total: int, value: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"{value:.4f}", refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
+
+
+@app.command()
+def bench(
+    file: Model,
+    n_prompt: Annotated[int, typer.Option("-p", min=0, metavar="N", help="Tokens of the prompt test.")] = 512,
+    n_gen: Annotated[
+        int, typer.Option("-n", min=0, metavar="N", help="Tokens of the generation test.")
+    ] = 128,
+    repetitions: Annotated[int, typer.Option("-r", min=1, metavar="N", help="Repetitions of each test.")] = 3,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure tokens per second of prompt processing and generation."""
+    from phicourse.evaluate import bench
+    from phicourse.generate import load
+
+    llm = load(file, n_ctx=max(n_prompt, n_gen, 1), threads=threads)
+    bos = llm.tokenizer.bos if llm.tokenizer.vocabulary.add_bos else None
+    measured = bench(llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, bos=bos)
+    if as_json:
+        size = sum(tensor.nbytes for tensor in llm.tensors)
+        print(
+            json.dumps([m.as_dict() | {"model": str(file), "tensor_bytes": size} for m in measured], indent=2)
+        )
+        return
+    print(f"{file.name}, {llm.backend.name}, {repetitions} repetitions")
+    for m in measured:
+        print(f"{m.test:8s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check that everything the course needs is here: [OK] or [FAIL] a line, and what to do."""
+    from phicourse.doctor import examine, report
+
+    checks = examine()
+    print(json.dumps([check.as_dict() for check in checks], indent=2) if as_json else report(checks))
+    if failed := [check.name for check in checks if not check.ok]:
+        raise PhiCourseError(f"not ready: {', '.join(failed)}")

@@ -1,0 +1,252 @@
+"""What runs the forward pass: the compiled engine, or the readable model in PyTorch.
+
+Both keep the keys and values of the tokens they have seen, so that one more token costs one step. Both
+choose LongRoPE's factors by the length of the text, as transformers does for a text that it reads at once;
+when the text crosses the switch they read it all again. (llama.cpp chooses by the size of the context.)
+"""
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phicourse.checkpoint import Checkpoint, PhiConfig
+from phicourse.convert.metadata import config_from_gguf
+from phicourse.errors import GenerateError, ModelError
+from phicourse.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    from phicourse.model import Phi
+
+Float32Array = NDArray[np.float32]
+Int32Array = NDArray[np.int32]
+
+DEFAULT_CONTEXT = 4096
+"""Positions that the cache gets unless told otherwise: a 128k cache of a real Phi needs 50 GB."""
+
+
+ENGINE_TYPES = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"})
+"""Tensor types that the compiled engine multiplies with."""
+
+
+class Backend(Protocol):
+    """A model with a cache of the tokens it has seen."""
+
+    @property
+    def name(self) -> str:
+        """What runs, for people: `native avx512, 2 threads`."""
+        ...
+
+    @property
+    def config(self) -> PhiConfig:
+        """The model's sizes."""
+        ...
+
+    @property
+    def n_ctx(self) -> int:
+        """How many positions the cache can hold."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """How many threads work."""
+        ...
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that its kernels are made of, or "torch"."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """How many positions the cache holds."""
+        ...
+
+    def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
+        """Append ids (n,) to the cache; the logits after each (n, vocab), or after the last (1, vocab)."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        ...
+
+
+class NativeBackend:
+    """The C++ engine on the tensors of a GGUF file, in the types that they are stored in."""
+
+    def __init__(self, file: GGUFFile, n_ctx: int | None = None, threads: int | None = None) -> None:
+        """Hand the file's tensors to the engine; they stay where they are, in the memory-mapped file.
+
+        n_ctx    None: the model's own, at most DEFAULT_CONTEXT
+        threads  None: as many as this process may use
+        raises   ModelError where the module is not built or the tensors do not make a Phi
+        """
+        native = native_module()
+        if native is None:
+            raise ModelError("the compiled engine is not built here: use backend='torch' (phicourse doctor)")
+        self.config = config_from_gguf(file)
+        self.n_ctx = context_size(self.config, n_ctx)
+        self.threads = thread_count(threads)
+        try:
+            self.isa: str = native.isa()
+            self._engine = native.Engine(
+                engine_config(self.config), engine_tensors(file), self.n_ctx, self.threads
+            )
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{file.path}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """What runs."""
+        return f"native {self.isa}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def position(self) -> int:
+        """How many positions the cache holds."""
+        return int(self._engine.position)
+
+    def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
+        """Append ids (n,); logits (n or 1, vocab)."""
+        check_ids(ids, self.config.vocab_size)
+        logits: Float32Array = self._engine.forward(ids, all_logits)
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        self._engine.truncate(length)
+
+
+class TorchBackend:
+    """The readable model: slower, runs every type that can be read, and a checkpoint without conversion."""
+
+    def __init__(
+        self, source: GGUFFile | Checkpoint, n_ctx: int | None = None, threads: int | None = None
+    ) -> None:
+        """Load the weights as float32.
+
+        n_ctx    None: the model's own, at most DEFAULT_CONTEXT
+        threads  None: PyTorch's own choice
+        """
+        import torch
+
+        from phicourse.model import KVCache
+        from phicourse.model.load import load_checkpoint, load_gguf
+
+        if threads is not None:
+            torch.set_num_threads(thread_count(threads))
+        self.threads = torch.get_num_threads()
+        self.isa = "torch"
+        self.model: Phi = (
+            load_checkpoint(source, torch.float32, "cpu")
+            if isinstance(source, Checkpoint)
+            else load_gguf(source, torch.float32, "cpu")
+        ).eval()
+        self.config = self.model.config
+        self.n_ctx = context_size(self.config, n_ctx)
+        self._new_cache = KVCache
+        self._cache = KVCache()
+        self._ids: list[int] = []
+        self._is_long = False
+
+    @property
+    def name(self) -> str:
+        """What runs."""
+        return f"torch float32, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def position(self) -> int:
+        """How many positions have been read."""
+        return len(self._ids)
+
+    def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
+        """Append ids (n,); logits (n or 1, vocab)."""
+        import torch
+
+        check_ids(ids, self.config.vocab_size)
+        text = [*self._ids, *ids.tolist()]
+        self._choose_rope_factors(len(text))
+        with torch.inference_mode():
+            missing = torch.tensor([text[self._cache.length :]])  # (1, at least n)
+            try:
+                logits = self.model(missing, self._cache)[0]  # (…, vocab)
+            except BaseException:
+                self._cache = self._new_cache()  # some layers may have grown
+                raise
+        self._ids = text
+        out: Float32Array = logits[-len(ids) if all_logits else -1 :].numpy()
+        return out
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        del self._ids[length:]
+        self._cache.truncate(min(length, self._cache.length))
+
+    def _choose_rope_factors(self, length: int) -> None:
+        """Drop the cache where the text crosses LongRoPE's switch: its keys were turned by the other factors."""
+        is_long = self.config.long_factor is not None and length > self.config.original_context_length
+        if is_long != self._is_long:
+            self._cache, self._is_long = self._new_cache(), is_long
+
+
+def native_module() -> Any | None:
+    """The compiled module, or None where it was not built."""
+    try:
+        from phicourse import native
+    except ImportError:
+        return None
+    return native
+
+
+def why_not_native(file: GGUFFile) -> str | None:
+    """What keeps the compiled engine from running a file; None where nothing does."""
+    if native_module() is None:
+        return "the C++ engine is not built (phicourse doctor)"
+    types = {tensor.type.name for tensor in file.tensors.values()} - ENGINE_TYPES
+    return f"the C++ engine has no kernels for {', '.join(sorted(types))}" if types else None
+
+
+def engine_config(config: PhiConfig) -> dict[str, Any]:
+    """The configuration as the engine takes it: numbers and lists under PhiConfig's field names."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+
+
+def engine_tensors(file: GGUFFile) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
+    """Each tensor as (type, rows, columns, its bytes), not copied."""
+    return {
+        name: (
+            tensor.type.name,
+            tensor.n_weights // tensor.shape[-1],
+            tensor.shape[-1],
+            file.data(name).reshape(-1),
+        )
+        for name, tensor in file.tensors.items()
+    }
+
+
+def context_size(config: PhiConfig, n_ctx: int | None) -> int:
+    """The number of positions to make room for; GenerateError where the model has fewer."""
+    if n_ctx is None or n_ctx == 0:
+        return min(config.context_length, DEFAULT_CONTEXT)
+    if not 1 <= n_ctx <= config.context_length:
+        raise GenerateError(
+            f"a context of {n_ctx:,} is not possible: this model has 1 to {config.context_length:,}"
+        )
+    return n_ctx
+
+
+def thread_count(threads: int | None) -> int:
+    """A number of threads: as asked, else the cores that this process may use."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads < 1:
+        raise GenerateError(f"threads must be 1 or more, not {threads}")
+    return threads
+
+
+def check_ids(ids: Int32Array, vocab_size: int) -> None:
+    """Refuse ids that the embedding has no row for."""
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise GenerateError(f"token {wrong} is not in the vocabulary of {vocab_size:,}")

@@ -1,0 +1,63 @@
+"""A backend together with the tokens that it has seen, so that no token is computed twice."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from phicourse.generate.backends import Backend
+from phicourse.generate.sampling import Float32Array
+
+
+class Context:
+    """Knows which ids the backend's cache holds, and extends or rewinds it to those that are wanted.
+
+    In a chat every question repeats the conversation so far: only what is new in it is computed.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Take over a backend; whatever its cache holds is forgotten at the first use."""
+        self.backend = backend
+        self._ids: list[int] = []
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens the cache can hold."""
+        return self.backend.n_ctx
+
+    def logits_after(self, ids: Sequence[int]) -> Float32Array:
+        """The logits of the token that follows `ids` (at least one): (vocab,) float32."""
+        ids = list(ids)
+        self._rewind(min(common_prefix(self._ids, ids), len(ids) - 1))  # the last one is always run
+        logits: Float32Array = self._extend(ids[len(self._ids) :], all_logits=False)[-1]
+        return logits
+
+    def all_logits(self, ids: Sequence[int], first: int = 0) -> Float32Array:
+        """The logits after each of `ids` from number `first` on: (len(ids) - first, vocab) float32."""
+        ids = list(ids)
+        self._rewind(min(common_prefix(self._ids, ids), first))
+        if len(self._ids) < first:
+            self._extend(ids[len(self._ids) : first], all_logits=False)
+        return self._extend(ids[first:], all_logits=True)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._rewind(0)
+
+    def _rewind(self, length: int) -> None:
+        """Keep the first `length` ids. An interrupted step may have left the backend shorter or longer."""
+        length = min(length, self.backend.position)
+        self.backend.truncate(length)
+        del self._ids[length:]
+
+    def _extend(self, ids: list[int], all_logits: bool) -> Float32Array:
+        logits = self.backend.forward(np.asarray(ids, np.int32), all_logits)
+        self._ids += ids
+        return logits
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences have in common at the start."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

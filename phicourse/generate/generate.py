@@ -1,0 +1,159 @@
+"""The loop: read the prompt in batches, then one token after another until something says stop."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from phicourse.errors import GenerateError
+from phicourse.generate.context import Context
+from phicourse.generate.sampling import Sampler
+
+FinishReason = Literal["stop", "length"]
+
+
+class TextStream(Protocol):
+    """Turns ids into text piece by piece, never cutting a character (a tokenizer's `stream()`)."""
+
+    def push(self, token: int, /) -> str:
+        """The text that is certain after one more token; may be empty."""
+        ...
+
+    def finish(self) -> str:
+        """What is left at the end, such as half a character."""
+        ...
+
+
+@dataclass
+class Run:
+    """One answer: what was asked, what came, and why it ended."""
+
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+def check_prompt(ids: Sequence[int], n_ctx: int) -> None:
+    """Refuse a prompt that is empty or leaves no room for an answer.
+
+    raises   GenerateError
+    """
+    if not len(ids):
+        raise GenerateError(
+            "the prompt is empty, and this model has no beginning-of-text token to start from"
+        )
+    if len(ids) >= n_ctx:
+        raise GenerateError(
+            f"the prompt has {len(ids):,} tokens and the context holds {n_ctx:,}, the answer included: "
+            "shorten it or ask for a larger context (--ctx, n_ctx)"
+        )
+
+
+def generate_tokens(
+    context: Context,
+    run: Run,
+    sampler: Sampler,
+    *,
+    max_tokens: int | None = None,
+    end_of_generation: Collection[int] = (),
+) -> Iterator[int]:
+    """Yield one id after another and note them in `run`.
+
+    max_tokens         None: until the model ends or the context is full
+    end_of_generation  ids that end the answer; they are not part of it
+    """
+    check_prompt(run.prompt, context.n_ctx)
+    history = list(run.prompt)
+    while max_tokens is None or len(run.tokens) < max_tokens:
+        if len(history) > context.n_ctx:
+            break
+        token = sampler.sample(context.logits_after(history), history)
+        if token in end_of_generation:
+            run.finish_reason = "stop"
+            return
+        history.append(token)
+        run.tokens.append(token)
+        yield token
+    run.finish_reason = "length"
+
+
+def generate_text(
+    context: Context,
+    run: Run,
+    sampler: Sampler,
+    stream: TextStream,
+    *,
+    max_tokens: int | None = None,
+    end_of_generation: Collection[int] = (),
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Yield the answer's text in pieces that will not be taken back.
+
+    stop   strings that end the answer; neither they nor anything after them is given out
+    """
+    holder = StopStrings(stop)
+    tokens = generate_tokens(
+        context, run, sampler, max_tokens=max_tokens, end_of_generation=end_of_generation
+    )
+    for token in tokens:
+        yield from pieces(holder.push(stream.push(token)))
+        if holder.found:
+            run.finish_reason = "stop"
+            return
+    yield from pieces(holder.push(stream.finish()))
+    if holder.found:
+        run.finish_reason = "stop"
+    else:
+        yield from pieces(holder.finish())
+
+
+def pieces(text: str) -> tuple[str, ...]:
+    """A text as something to yield from: nothing where it is empty."""
+    return (text,) if text else ()
+
+
+class StopStrings:
+    """Lets text through until a stop string appears, and holds back what could be the start of one.
+
+    With stop "User:" the text "Us" waits: the next piece makes it "User:" (never shown) or "Use" (shown).
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        """`stop`: the strings; an empty one would end every answer and is refused."""
+        if any(not s for s in stop):
+            raise GenerateError("a stop string must not be empty")
+        self.stop = tuple(stop)
+        self.found: str | None = None
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take in more text, give out what is certain. Nothing comes after a stop string was found."""
+        if self.found is not None:
+            return ""
+        self._held += text
+        place, found = self._first()
+        if found is not None:
+            self.found = found
+            return self._release(place)
+        return self._release(len(self._held) - self._could_begin())
+
+    def finish(self) -> str:
+        """What was held back, now that nothing can follow; empty after a stop string."""
+        return "" if self.found is not None else self._release(len(self._held))
+
+    def _first(self) -> tuple[int, str | None]:
+        """Where the earliest stop string begins; of two at one place the longer."""
+        places = [(self._held.find(s), -len(s), s) for s in self.stop if s in self._held]
+        return (min(places)[0], min(places)[2]) if places else (-1, None)
+
+    def _could_begin(self) -> int:
+        """The length of the longest end of the text that begins a stop string."""
+        longest = max((len(s) for s in self.stop), default=1) - 1
+        for n in range(min(longest, len(self._held)), 0, -1):
+            if any(s.startswith(self._held[-n:]) for s in self.stop):
+                return n
+        return 0
+
+    def _release(self, n: int) -> str:
+        """Give out the first n characters held; after a stop string the rest is dropped unseen."""
+        out, self._held = self._held[:n], self._held[n:]
+        return out

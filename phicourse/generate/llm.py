@@ -1,0 +1,242 @@
+"""A loaded model: text in, text out."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+from phicourse.checkpoint import Checkpoint, PhiConfig
+from phicourse.errors import GenerateError
+from phicourse.generate.backends import Backend, NativeBackend, TorchBackend, why_not_native
+from phicourse.generate.context import Context
+from phicourse.generate.generate import Run, StopStrings, check_prompt, generate_text
+from phicourse.generate.sampling import Float32Array, Sampler
+from phicourse.gguf import GGUFFile
+from phicourse.gguf.describe import printable
+from phicourse.tokenizer import Tokenizer
+
+BackendName = Literal["native", "torch"]
+
+
+class Tensor(NamedTuple):
+    """What there is to show of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+
+
+def load(
+    path: Path | str, backend: BackendName = "native", n_ctx: int | None = None, threads: int | None = None
+) -> "LLM":
+    """Load a model to talk to.
+
+    path     a GGUF file; for backend="torch" also a checkpoint folder
+    backend  "native": the C++ engine; "torch": the readable model. Where the engine was not built, or has
+             no kernels for a type, torch takes its place and a line on standard error says so
+    n_ctx    positions of the context; None or 0: the model's own, at most 4,096
+    threads  None: as many as this process may use
+    raises   GGUFError, CheckpointError, ModelError, TokenizerError: the file cannot be used;
+             GenerateError: the request makes no sense
+    """
+    path = Path(path)
+    if backend not in ("native", "torch"):
+        raise GenerateError(f"unknown backend {backend!r}; known are 'native' and 'torch'")
+    if path.is_dir():
+        return _load_folder(path, backend, n_ctx, threads)
+    file = GGUFFile.open(path)
+    if backend == "native" and (reason := why_not_native(file)) is not None:
+        print(f"phicourse: {reason}; using PyTorch, slowly", file=sys.stderr)
+        backend = "torch"
+    tokenizer = Tokenizer.from_gguf(file)
+    model = (NativeBackend if backend == "native" else TorchBackend)(file, n_ctx, threads)
+    tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
+    return LLM(model, tokenizer, name=printable(file.get("general.name", str, path.stem)), tensors=tensors)
+
+
+def _load_folder(path: Path, backend: BackendName, n_ctx: int | None, threads: int | None) -> "LLM":
+    if backend == "native":
+        raise GenerateError(
+            f"{path}: is a checkpoint folder: make a GGUF file of it (phicourse convert) or use backend='torch'"
+        )
+    checkpoint = Checkpoint.open(path)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    tensors = [Tensor(t.name, t.shape, t.dtype, t.nbytes) for _, t in checkpoint.tensors.values()]
+    return LLM(TorchBackend(checkpoint, n_ctx, threads), tokenizer, name=path.resolve().name, tensors=tensors)
+
+
+class LLM:
+    """A model with its tokenizer; remembers the conversation so far, so that only new text is computed.
+
+    Not made for several threads at once. Two answers that are read in turns are right, but slow: each
+    makes the other's memory useless.
+    """
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, *, name: str = "", tensors: Sequence[Tensor] = ()
+    ) -> None:
+        """Use `load`, which puts the parts together. `tensors` are only for show."""
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.context = Context(backend)
+        self.name = name
+        self.tensors = tuple(tensors)
+        self.last_run: Run | None = None
+
+    @property
+    def config(self) -> PhiConfig:
+        """The model's sizes."""
+        return self.backend.config
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.backend.n_ctx
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text.
+
+        special   put the model's beginning-of-text token in front and read `<|end|>` and the like as the
+                  control tokens they name; without it all text is just text
+        """
+        return self.tokenizer.encode(text, add_special=special, parse_special=special)
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids; control tokens are shown only where `special`."""
+        return self.tokenizer.decode(list(ids), special=special)
+
+    def logits(self, ids: Sequence[int]) -> Float32Array:
+        """What the model expects after each of `ids`: (len(ids), vocab) float32. No cache is kept.
+
+        raises   GenerateError for no ids at all, more than the context holds, or ids out of range
+        """
+        if not len(ids) or len(ids) > self.n_ctx:
+            raise GenerateError(
+                f"logits of {len(ids):,} tokens: from 1 to {self.n_ctx:,} (n_ctx) are possible"
+            )
+        self.context.reset()
+        try:
+            return self.context.all_logits(ids)
+        finally:
+            self.context.reset()
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any
+    ) -> Iterator[str]: ...
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: bool, **options: Any
+    ) -> str | Iterator[str]: ...
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
+    ) -> str | Iterator[str]:
+        """Continue a text.
+
+        prompt   text, with beginning-of-text put in front where the model wants it and control tokens
+                 such as `<|user|>` read as such; or ids, taken as they are
+        stream   give pieces of text as they come, instead of the whole at the end
+        options  max_tokens (None: until the model ends or the context is full), stop (a string or several;
+                 the text ends before them), and those of `Sampler`: temperature, top_k, top_p, min_p,
+                 repeat_penalty, repeat_last_n, seed
+        returns  the text that follows the prompt; `last_run` then has its ids and why it ended
+        raises   GenerateError for a prompt that the context cannot hold, and for unknown options
+        """
+        ids = self.tokenize(prompt, special=True) if isinstance(prompt, str) else [int(id) for id in prompt]
+        return self._answer(ids, stream, options)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: Literal[True], **options: Any
+    ) -> Iterator[str]: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: bool, **options: Any
+    ) -> str | Iterator[str]: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, stream: bool = False, **options: Any
+    ) -> str | Iterator[str]:
+        """Answer the last message of a conversation.
+
+        messages  dicts with "role" ("system", "user", "assistant") and "content"; control tokens written
+                  in a content are read as plain text
+        stream, options, returns, raises   as `generate`
+        """
+        if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in messages):
+            raise GenerateError('messages must be a list of dicts with "role" and "content"')
+        ids = self.tokenizer.chat([dict(message) for message in messages], add_generation_prompt=True)
+        return self._answer(ids, stream, options)
+
+    def _answer(self, ids: list[int], stream: bool, options: dict[str, Any]) -> str | Iterator[str]:
+        """Check everything now, not at the first piece; then run."""
+        options = dict(options)
+        max_tokens = options.pop("max_tokens", None)
+        if max_tokens is not None and max_tokens < 0:
+            raise GenerateError(f"max_tokens must be 0 or more, or None for no limit, not {max_tokens}")
+        stop = options.pop("stop", ())
+        stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        StopStrings(stop)
+        check_prompt(ids, self.n_ctx)
+        self.last_run = Run(prompt=ids)
+        pieces = generate_text(
+            self.context,
+            self.last_run,
+            make_sampler(options),
+            self.tokenizer.stream(continues=ids[-1] not in self.tokenizer.vocabulary.control),
+            max_tokens=max_tokens,
+            end_of_generation=self.tokenizer.eog,
+            stop=stop,
+        )
+        return pieces if stream else "".join(pieces)
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r}, {self.backend.name}, context {self.n_ctx})"
+
+    def _repr_html_(self) -> str:
+        """The model as its layers, for a notebook: equal layers are one row."""
+        rows = "".join(
+            f"<tr><td>{times}</td><td style='text-align:left'>{escape(tensor.name)}</td>"
+            f"<td>{' × '.join(str(n) for n in tensor.shape)}</td><td>{escape(tensor.type)}</td>"
+            f"<td>{tensor.nbytes * times:,}</td></tr>"
+            for tensor, times in group_layers(self.tensors)
+        )
+        return (
+            f"<b>{escape(self.name)}</b>: {self.config.n_layers} layers, "
+            f"hidden size {self.config.hidden_size}, "
+            f"{self.config.n_heads} heads ({self.config.n_kv_heads} for keys and values), "
+            f"vocabulary {self.config.vocab_size:,}, context {self.n_ctx:,}; {escape(self.backend.name)}"
+            "<table><tr><th>×</th><th>tensor</th><th>shape</th><th>type</th><th>bytes</th></tr>"
+            f"{rows}</table>"
+        )
+
+
+def make_sampler(options: Mapping[str, Any]) -> Sampler:
+    """A Sampler of keyword options; GenerateError names one that it does not have."""
+    known = [name for name in Sampler.__dataclass_fields__ if not name.startswith("_")]
+    for name in options:
+        if name not in known:
+            raise GenerateError(f"unknown option {name!r}; known are max_tokens, stop, {', '.join(known)}")
+    return Sampler(**options)
+
+
+def group_layers(tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    """Tensors that differ in nothing but their layer's number as one with how often it is there.
+
+    `blk.0.attn_qkv.weight`, `blk.1.attn_qkv.weight` … become `blk.*.attn_qkv.weight`, in file order.
+    """
+    groups: dict[Tensor, int] = {}
+    for tensor in tensors:
+        name = ".".join("*" if part.isdecimal() else part for part in tensor.name.split("."))
+        kind = tensor._replace(name=name)
+        groups[kind] = groups.get(kind, 0) + 1
+    return list(groups.items())

@@ -1,0 +1,93 @@
+"""The compiled half of phicourse: quantizers and the engine (C++, native/)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# ---- instruction sets
+
+def isa() -> str:
+    """Name of the instruction set in use: scalar, avx2, avx512 or neon.
+
+    The environment variable PHICOURSE_ISA forces one; RuntimeError where it cannot run here.
+    """
+
+def isas() -> list[str]:
+    """Names of the instruction sets that can run here, slowest first."""
+
+# ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K.
+# Arrays are C-contiguous; isa forces an instruction set; the GIL is released.
+
+def quantize(
+    type: str, x: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 1, isa: str | None = None
+) -> None:
+    """Quantize rows.
+
+    x       (rows, n) float32, finite
+    out     (rows, row_bytes) uint8, written
+    raises  ValueError: unknown type, wrong shape, or `row R column C is inf/nan`
+    """
+
+def quantize_f16(
+    type: str, x: NDArray[np.uint16], out: NDArray[np.uint8], threads: int = 1, isa: str | None = None
+) -> None:
+    """As quantize, but x holds the bits of float16 values (`x.view(np.uint16)`)."""
+
+def quantize_bf16(
+    type: str, x: NDArray[np.uint16], out: NDArray[np.uint8], threads: int = 1, isa: str | None = None
+) -> None:
+    """As quantize, but x holds the bits of bfloat16 values."""
+
+def dequantize(
+    type: str, data: NDArray[np.uint8], out: NDArray[np.float32], threads: int = 1, isa: str | None = None
+) -> None:
+    """Turn (rows, row_bytes) uint8 blocks into (rows, n) float32 values, written to out."""
+
+def block_layouts() -> dict[str, dict[str, int | dict[str, int]]]:
+    """Size and field offsets of the C++ structs: {type: {"size": bytes, "fields": {name: offset}}}."""
+
+# ---- engine
+
+class Engine:
+    """The forward pass of Phi-3 on weights in the types of a GGUF file, which stay where they are.
+
+    Logits depend on the text alone, not on the threads nor on how it was cut into calls.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, tuple[str, int, int, NDArray[np.uint8]]],
+        n_ctx: int,
+        threads: int,
+        cache_type: str = "F16",
+    ) -> None:
+        """Check everything and make room for n_ctx positions.
+
+        config      the fields of PhiConfig under their names: numbers and lists, None where there is none
+        tensors     {name in a GGUF file: (type, rows, columns, its bytes)}; a vector is one row
+        cache_type  how keys and values are kept: F16, or F32, which doubles the memory of the cache
+        raises      ValueError: a field, a missing, unknown or misshapen tensor, n_ctx, threads, cache_type
+                    KeyError, TypeError: a field of config is missing or has another type
+        """
+
+    def forward(self, tokens: NDArray[np.int32], all_logits: bool) -> NDArray[np.float32]:
+        """Append tokens (n,) to the text; logits after each (n, vocabulary), or after the last (1, vocabulary).
+
+        A text that grows past LongRoPE's switch is computed anew with the long factors. The GIL is released;
+        an interrupt is noticed every 512 tokens and leaves the text as it was.
+        raises   ValueError without tokens; IndexError: an id outside the vocabulary, or no room left
+        """
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on; IndexError where there are fewer."""
+
+    @property
+    def position(self) -> int:
+        """How many positions the text has."""
+
+    @property
+    def n_ctx(self) -> int:
+        """How many positions there is room for."""

@@ -1,0 +1,287 @@
+"""Our speed and llama.cpp's, side by side in one process: A B A B, the same files, the same threads.
+
+    python tests/benchmarks/bench_vs_llama_cpp.py [--layers 16] [--repetitions 3] [--threads N] [--json FILE]
+
+Makes a Phi with random weights (200 million of them) in .bench/, then converts it, quantizes it F16 -> Q4_K_M,
+reads a prompt and generates with both. Prints speeds and ratios; decides nothing.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from random_phi import write_random_phi  # noqa: E402
+
+import phicourse  # noqa: E402
+from phicourse.generate.backends import NativeBackend, thread_count  # noqa: E402
+from phicourse.gguf import GGUFFile  # noqa: E402
+
+FOLDER = REPOSITORY / ".bench"
+N_PROMPT, N_GEN = 512, 128
+Q4_K_M_FILE_TYPE = 15
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; times in seconds, one a repetition."""
+
+    what: str
+    unit: str
+    amount: float
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster we are, by the medians."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+    @property
+    def best_ratio(self) -> float:
+        """The same by the best times, which suffer least from other programs."""
+        return min(self.theirs) / min(self.ours)
+
+    def __str__(self) -> str:
+        ours, theirs = (self.amount / statistics.median(times) for times in (self.ours, self.theirs))
+        speeds = f"{ours:11.2f}{theirs:11.2f} {self.unit:12s}"
+        return f"{self.what:24s}{speeds}{self.ratio:7.2f}×{self.best_ratio:7.2f}×"
+
+
+def say(text: str) -> None:
+    """Progress goes to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long something takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], n: int
+) -> tuple[list[float], list[float]]:
+    """Times of A B A B …, after one unmeasured A B."""
+    ours(), theirs()
+    times = [(seconds(ours), seconds(theirs)) for _ in range(n)]
+    return [a for a, _ in times], [b for _, b in times]
+
+
+def make_checkpoint(layers: int) -> Path:
+    """A checkpoint of a random Phi in BF16: 12.6 million weights a layer."""
+    folder = FOLDER / f"random-{layers}"
+    if not (folder / "model.safetensors").exists():
+        say(f"making {folder.name} …")
+        tokenizer = REPOSITORY / "data" / "phi-tiny"
+        write_random_phi(folder, tokenizer, hidden=1024, layers=layers, ffn=3072, context=2048)
+    return folder
+
+
+# A program that is started from here would inherit our own memory as its maximum: it is started from a small one.
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
+def run(command: list[str]) -> int:
+    """Run a program to its end; the most memory that it had, in bytes."""
+    launcher = [sys.executable, "-c", LAUNCHER, *command]
+    return int(subprocess.run(launcher, check=True, capture_output=True, cwd=REPOSITORY).stdout)
+
+
+def bench_convert(checkpoint: Path, converter: Path, repetitions: int) -> tuple[list[Row], Path]:
+    """BF16 safetensors -> F16 GGUF, each as a program of its own, from its start to its end."""
+    ours_path, theirs_path = FOLDER / f"{checkpoint.name}-F16.gguf", FOLDER / "theirs-F16.gguf"
+    our_memory, their_memory = [0], [0]
+
+    def ours() -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "phicourse",
+            "convert",
+            str(checkpoint),
+            "-o",
+            str(ours_path),
+            "--force",
+        ]
+        our_memory[0] = run(command)
+
+    def theirs() -> None:
+        command = [
+            sys.executable,
+            str(converter),
+            str(checkpoint),
+            "--outfile",
+            str(theirs_path),
+            "--outtype",
+            "f16",
+        ]
+        their_memory[0] = run(command)
+
+    if not converter.exists():
+        say("no llama.cpp converter here (make oracles): conversion is not compared")
+        ours()
+        return [], ours_path
+    say("converting …")
+    times = in_turns(ours, theirs, repetitions)
+    theirs_path.unlink()
+    size = ours_path.stat().st_size / 1e6
+    say(f"memory: ours {our_memory[0] / 1e6:.0f} MB, llama.cpp's converter {their_memory[0] / 1e6:.0f} MB")
+    return [Row("convert BF16 -> F16", "MB/s of F16", size, *times)], ours_path
+
+
+@llama_cpp.llama_log_callback
+def be_quiet(level: int, text: bytes, data: object) -> None:
+    """Take llama.cpp's log and drop it."""
+
+
+class Llama:
+    """llama.cpp without the Python around it: a context, its cache, decode."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        model_parameters = llama_cpp.llama_model_default_params()
+        model_parameters.n_gpu_layers = 0
+        self.model = llama_cpp.llama_load_model_from_file(str(path).encode(), model_parameters)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 1024, 2048, 512
+        parameters.n_threads = parameters.n_threads_batch = threads
+        self.context = llama_cpp.llama_new_context_with_model(self.model, parameters)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def clear(self) -> None:
+        """Empty the cache."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def forward(self, ids: np.ndarray) -> np.ndarray:
+        """Append ids (n,) and give the logits after the last (vocab,)."""
+        tokens = (llama_cpp.llama_token * len(ids))(*ids.tolist())
+        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
+            raise RuntimeError("llama_decode failed")
+        logits = llama_cpp.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(logits, shape=(self.n_vocab,))
+
+
+def bench_quantize(f16: Path, threads: int, repetitions: int) -> tuple[Row, Path]:
+    """F16 -> Q4_K_M with both; the bytes must be the same."""
+    ours_path, theirs_path = FOLDER / "ours-Q4_K_M.gguf", FOLDER / "theirs-Q4_K_M.gguf"
+
+    def ours() -> None:
+        phicourse.quantize(f16, ours_path, "Q4_K_M", threads=threads, force=True, progress=False)
+
+    def theirs() -> None:
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.nthread, parameters.ftype = threads, Q4_K_M_FILE_TYPE
+        if llama_cpp.llama_model_quantize(
+            str(f16).encode(), str(theirs_path).encode(), ctypes.byref(parameters)
+        ):
+            raise RuntimeError("llama_model_quantize failed")
+
+    say("quantizing …")
+    times = in_turns(ours, theirs, repetitions)
+    say("same bytes" if ours_path.read_bytes() == theirs_path.read_bytes() else "THE BYTES DIFFER")
+    theirs_path.unlink()
+    return Row("quantize F16 -> Q4_K_M", "MB/s of F16", f16.stat().st_size / 1e6, *times), ours_path
+
+
+def bench_forward(path: Path, threads: int, repetitions: int) -> list[Row]:
+    """Prompt and generation with both, each from an empty cache."""
+    file = GGUFFile.open(path)
+    native, llama = NativeBackend(file, 1024, threads), Llama(path, threads)
+    ids = np.random.default_rng(1).integers(0, native.config.vocab_size, N_PROMPT).astype(np.int32)
+
+    def ours(*parts: np.ndarray) -> np.ndarray:
+        native.truncate(0)
+        return [native.forward(part, False) for part in parts][-1][0]
+
+    def theirs(*parts: np.ndarray) -> np.ndarray:
+        llama.clear()
+        return [llama.forward(part) for part in parts][-1]
+
+    difference = np.abs(ours(ids) - theirs(ids)).max() / theirs(ids).std()
+    say(f"largest difference of logits after the prompt: {difference:.3f} standard deviations")
+    steps = [ids[i : i + 1] for i in range(N_GEN)]
+    say("prompt …")
+    prompt = Row(
+        f"prompt, {N_PROMPT} tokens",
+        "tokens/s",
+        N_PROMPT,
+        *in_turns(lambda: ours(ids), lambda: theirs(ids), repetitions),
+    )
+    say("generation …")
+    generation = Row(
+        f"generation, {N_GEN} tokens",
+        "tokens/s",
+        N_GEN,
+        *in_turns(lambda: ours(*steps), lambda: theirs(*steps), repetitions),
+    )
+    return [prompt, generation]
+
+
+def read_bandwidth(threads: int, n_bytes: int = 1 << 29, repetitions: int = 5) -> float:
+    """Bytes a second that all threads together read from memory, at best."""
+    parts = np.array_split(np.ones(n_bytes // 8, np.int64), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return n_bytes / min(
+            seconds(lambda: list(pool.map(np.add.reduce, parts))) for _ in range(repetitions)
+        )
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=thread_count(None))
+    parser.add_argument(
+        "--converter", type=Path, default=REPOSITORY / ".oracles/llama.cpp/convert_hf_to_gguf.py"
+    )
+    parser.add_argument("--json", type=Path, help="write the measurements to this file as well")
+    args = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    llama_cpp.llama_log_set(be_quiet, None)
+    if (load := os.getloadavg()[0]) > 0.5:
+        say(f"other programs keep {load:.1f} cores busy: the ratios will be less reliable")
+    converted, f16 = bench_convert(make_checkpoint(args.layers), args.converter, args.repetitions)
+    quantized, q4 = bench_quantize(f16, args.threads, args.repetitions)
+    rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions)]
+    weights = sum(tensor.nbytes for tensor in GGUFFile.open(q4).tensors.values())
+    bandwidth = read_bandwidth(args.threads)
+    read = weights * rows[-1].amount / statistics.median(rows[-1].ours)
+    print(
+        f"llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, {args.repetitions} repetitions, medians"
+    )
+    print(f"{'':24s}{'ours':>11s}{'llama.cpp':>11s} {'':12s}{'ratio':>8s}{'best':>8s}")
+    for row in rows:
+        print(row)
+    print(f"memory: {bandwidth / 1e9:.1f} GB/s read at best, generation reads weights at {read / 1e9:.1f} GB/s "
+          f"({read / bandwidth:.0%})")  # fmt: skip
+    if args.json:
+        document = {
+            "threads": args.threads,
+            "bandwidth": bandwidth,
+            "rows": [asdict(r) | {"ratio": r.ratio} for r in rows],
+        }
+        args.json.write_text(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Every verb once, as a user types it: what it prints where, and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Phicourse
+from typer.testing import CliRunner
+
+from phicourse.cli import app
+
+TEXT = "Once upon a time there was a little dog. The dog ran to the park. " * 20
+
+
+def run(*args: str | Path, stdin: str | bytes | None = None) -> str:
+    """Run in this process; the output of a verb that succeeds."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def q4(f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("q4") / "small.gguf"
+    assert run("quantize", f16, out, "Q4_K_M", "--threads", "1") == f"{out}\n"
+    return out
+
+
+def test_convert_prints_the_path_and_replaces_only_when_forced(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    assert run("convert", checkpoint, "-o", out) == f"{out}\n"
+    assert out.read_bytes()[:4] == b"GGUF"
+    refused = CliRunner().invoke(app, ["convert", str(checkpoint), "-o", str(out)])
+    assert refused.exit_code == 1
+    assert "--force" in refused.stderr
+    run("convert", checkpoint, "-o", out, "--outtype", "bf16", "--force")
+
+
+def test_quantize_makes_up_a_name_beside_the_input(f16: Path, tmp_path: Path) -> None:
+    source = tmp_path / "model-F16.gguf"
+    source.write_bytes(f16.read_bytes())
+    assert run("quantize", source, "q8_0") == f"{tmp_path / 'ggml-model-Q8_0.gguf'}\n"
+
+
+def test_quantized_files_are_quantized_again_only_on_request(q4: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["quantize", str(q4), str(tmp_path / "a.gguf"), "Q8_0"])
+    assert refused.exit_code == 1
+    assert "--allow-requantize" in refused.stderr
+    run("quantize", q4, tmp_path / "a.gguf", "Q8_0", "--allow-requantize")
+
+
+def test_quantize_from_a_checkpoint_gives_the_same_file(
+    checkpoint: Path, f16: Path, q4: Path, tmp_path: Path
+) -> None:
+    run("quantize", checkpoint, tmp_path / "direct.gguf", "Q4_K_M", "--threads", "1")
+    assert (tmp_path / "direct.gguf").stat().st_size == q4.stat().st_size
+
+
+def test_a_dry_run_writes_nothing(f16: Path, tmp_path: Path) -> None:
+    out = tmp_path / "never.gguf"
+    plan = run("quantize", f16, out, "Q4_K_M", "--dry-run")
+    assert "token_embd.weight" in plan
+    assert not out.exists()
+
+
+def test_tensor_types_can_be_chosen(f16: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mixed.gguf"
+    run("quantize", f16, out, "Q4_K_M", "--tensor-type", "attn_qkv=q8_0", "--output-tensor-type", "f16")
+    types = {t["name"]: t["type"] for t in json.loads(run("info", out, "--json"))["tensors"]}
+    assert types["blk.0.attn_qkv.weight"] == "Q8_0"
+    assert types["output.weight"] == "F16"
+
+
+def test_info_as_text_and_as_json(f16: Path) -> None:
+    text = run("info", f16, "--tensors", "--verify")
+    assert "general.architecture" in text
+    assert "blk.0.attn_qkv.weight" in text
+    assert "sound" in text
+    document = json.loads(run("info", f16, "--json", "--verify"))
+    assert document["damaged"] == []
+    assert document["bytes"] == f16.stat().st_size
+
+
+def test_info_verify_finds_a_broken_scale(q4: Path, tmp_path: Path) -> None:
+    from phicourse.gguf import GGUFFile
+
+    raw = bytearray(q4.read_bytes())
+    with GGUFFile.open(q4) as file:
+        at = file.tensors["blk.0.ffn_up.weight"].offset
+    raw[at : at + 2] = b"\x00\x7c"  # an infinite float16
+    (tmp_path / "broken.gguf").write_bytes(raw)
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "broken.gguf"), "--verify"])
+    assert result.exit_code == 1
+    assert "blk.0.ffn_up.weight" in result.stderr
+
+
+def test_tokenize_shows_ids_and_pieces(f16: Path) -> None:
+    lines = run("tokenize", f16, "a dog<|end|>").splitlines()
+    assert lines[0].split(" -> ") == ["     1", "'<s>'"]
+    assert lines[-1].endswith("'<|end|>'")
+
+
+@pytest.mark.parametrize("raw", [[], ["--raw"]])
+def test_run_same_seed_same_text_whatever_the_threads(q4: Path, raw: list[str]) -> None:
+    texts = [
+        run("run", q4, "-p", "dog", "-n", "8", "--seed", "5", "--threads", t, *raw) for t in ("1", "2", "1")
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0].endswith("\n")
+
+
+def test_run_reads_standard_input(q4: Path) -> None:
+    options = ("-n", "8", "--temp", "0", "--raw")
+    assert run("run", q4, "-p", "-", *options, stdin="a dog") == run("run", q4, "-p", "a dog", *options)
+
+
+def test_run_uses_the_template_unless_raw(q4: Path, phicourse: Phicourse) -> None:
+    options = ("-n", "12", "--temp", "0")
+    as_chat = run("run", q4, "-p", "<|user|>\ndog<|end|>\n<|assistant|>\n", "--raw", *options)
+    assert run("run", q4, "-p", "dog", *options) == as_chat
+    assert run("run", q4, "-p", "dog", "--raw", *options) != as_chat
+
+
+def test_chat_answers_line_by_line(q4: Path, phicourse: Phicourse) -> None:
+    done = phicourse("chat", q4, input="/help\n/quit\n")
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert "/reset" in done.stderr
+
+
+def test_perplexity_as_text_and_json(q4: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    document = json.loads(run("perplexity", q4, "-f", text, "--ctx", "64", "--chunks", "2", "--json"))
+    assert document["tokens"] == 2 * 31
+    assert document["perplexity"] > 1
+    assert document["stderr"] > 0
+    assert f"{document['perplexity']:.4f}" in run(
+        "perplexity", q4, "-f", text, "--ctx", "64", "--chunks", "2"
+    )
+
+
+def test_perplexity_writes_a_base_and_compares_with_it(f16: Path, q4: Path, tmp_path: Path) -> None:
+    text, base = tmp_path / "text.txt", tmp_path / "base.kld"
+    text.write_text(TEXT)
+    options = ("-f", text, "--ctx", "64", "--chunks", "2", "--kl-base", base)
+    run("perplexity", f16, *options)
+    kl = json.loads(run("perplexity", q4, *options, "--json"))["kl"]
+    assert 0 < kl["mean"] < 1
+    assert "KL divergence" in run("perplexity", q4, *options)
+
+
+def test_bench_prints_the_fields_of_the_contract(q4: Path) -> None:
+    document = json.loads(run("bench", q4, "-p", "16", "-n", "4", "-r", "2", "--threads", "1", "--json"))
+    assert [m["test"] for m in document] == ["pp16", "tg4"]
+    for m in document:
+        assert m["tokens_per_second"] > 0
+        assert m["stddev"] >= 0
+        assert m["threads"] == 1
+        assert isinstance(m["isa"], str)
+    assert "pp16" in run("bench", q4, "-p", "16", "-n", "4", "-r", "1")
+
+
+def test_a_closed_pipe_is_quiet(f16: Path, repository: Path) -> None:
+    command = f"{sys.executable} -m phicourse info {f16} --tensors --json | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=repository, check=True)
+    assert len(done.stdout) == 10
+    assert done.stderr == ""
+
+
+def test_demo_is_called_with_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("phicourse.demo.run_demo", lambda *args: calls.append(args))
+    run("demo", "-o", tmp_path / "x", "--force", "--threads", "2")
+    assert calls == [(tmp_path / "x", True, 2)]

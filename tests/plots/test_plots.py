@@ -1,0 +1,43 @@
+"""Figures are functions of plain arrays: what they draw can be read back and held against the numbers."""
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from phicourse.plots import draw_next_tokens, draw_quantized, draw_sizes
+
+
+def bars(figure) -> list[Rectangle]:
+    (axes,) = figure.axes
+    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+
+
+def test_sizes_stacks_the_parts_of_each_file() -> None:
+    files = {
+        "F16": {"embedding": 2_000_000, "other": 1_000_000},
+        "Q4": {"embedding": 500_000, "other": 1_000},
+    }
+    drawn = bars(draw_sizes(files))
+    assert [bar.get_width() for bar in drawn] == pytest.approx([2.0, 0.5, 1.0, 0.001])
+    assert [bar.get_x() for bar in drawn] == pytest.approx([0, 0, 2.0, 0.5])
+
+
+def test_sizes_writes_the_total_behind_each_bar() -> None:
+    figure = draw_sizes({"F16": {"a": 9_000_000, "b": 40_000}})
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["9.0 MB"]
+
+
+def test_next_tokens_draws_every_probability_once() -> None:
+    figure = draw_next_tokens([" dog", "\n", "$"], {"F16": [0.5, 0.25, 0.1], "Q4_K_M": [0.4, 0.3, 0.05]})
+    assert [bar.get_width() for bar in bars(figure)] == pytest.approx([0.5, 0.25, 0.1, 0.4, 0.3, 0.05])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["␣dog", r"\n", r"\$"]
+
+
+def test_quantized_draws_weights_decoded_values_and_levels() -> None:
+    weights = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
+    decoded = np.array([0.0, 0.25, 0.25, 0.5], dtype=np.float32)
+    axes = draw_quantized(weights, decoded, 2).axes[0]
+    drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert np.array_equal(drawn["weight"], weights) and np.array_equal(drawn["decoded"], decoded)
+    levels = [len(collection.get_segments()) for collection in axes.collections]
+    assert levels == [2, 2, 4]  # two levels in each block, then one error bar a weight
