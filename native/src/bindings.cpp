@@ -198,11 +198,13 @@ class PythonEngine {
         for (const auto &[key, value] : tensors) {
             const auto name = nb::cast<std::string>(key);
             try {
-                const auto [type, rows, cols, bytes] = nb::cast<std::tuple<std::string, int64_t, int64_t, Bytes>>(value);
+                using Entry = std::tuple<std::string, int64_t, int64_t, Bytes>;
+                const auto [type, rows, cols, bytes] = nb::cast<Entry>(value);
                 kept[name] = {type, rows, cols, bytes.data(), bytes.size()};
                 buffers_.push_back(bytes);
             } catch (const nb::cast_error &) {
-                throw nb::type_error(("tensor " + name + " must be (type, rows, cols, uint8 array of 1 dimension)").c_str());
+                throw nb::type_error(
+                    ("tensor " + name + " must be (type, rows, cols, uint8 array of 1 dimension)").c_str());
             }
         }
         return kept;

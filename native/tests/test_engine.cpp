@@ -137,7 +137,8 @@ static void rotate(double *head, int64_t position, const Config &config, bool us
     for (int64_t i = 0; i < half; ++i) {
         const double speed = std::pow(config.rope_theta, -2.0 * double(i) / double(config.rope_size));
         const double angle = double(position) * speed / (factors.empty() ? 1 : factors[i]);
-        const double cosine = std::cos(angle) * config.attention_factor, sine = std::sin(angle) * config.attention_factor;
+        const double cosine = std::cos(angle) * config.attention_factor,
+                     sine = std::sin(angle) * config.attention_factor;
         const double a = head[i], b = head[i + half];
         head[i] = a * cosine - b * sine;
         head[i + half] = b * cosine + a * sine;
@@ -178,7 +179,8 @@ static void add(Doubles &x, const Doubles &y) {
 static void layer(const Model &model, int64_t index, std::vector<Doubles> &residual) {
     const Config &config = model.config;
     const std::string prefix = "blk." + std::to_string(index) + ".";
-    const bool use_long = !config.long_factor.empty() && static_cast<int64_t>(residual.size()) > config.original_context_length;
+    const bool use_long =
+        !config.long_factor.empty() && static_cast<int64_t>(residual.size()) > config.original_context_length;
     std::vector<Doubles> qkv;
     for (size_t position = 0; position < residual.size(); ++position) {
         Doubles &x = residual[position];
@@ -188,7 +190,8 @@ static void layer(const Model &model, int64_t index, std::vector<Doubles> &resid
             rotate(&qkv.back()[head * config.head_size], static_cast<int64_t>(position), config, use_long);
         add(x, times(model.values(prefix + "attn_output.weight"), attended(qkv, config)));
         const Doubles y = normed(x, model.values(prefix + "ffn_norm.weight"), config.norm_eps);
-        add(x, times(model.values(prefix + "ffn_down.weight"), gated(times(model.values(prefix + "ffn_up.weight"), y))));
+        add(x,
+            times(model.values(prefix + "ffn_down.weight"), gated(times(model.values(prefix + "ffn_up.weight"), y))));
     }
 }
 
@@ -244,7 +247,8 @@ static void test_threads() {
     const Model model(longrope_config());
     const Tokens tokens = random_tokens(80, model.config);
     const Floats expected = fresh(model, tokens);
-    for (int threads : {2, 3, 7}) check_same(fresh(model, tokens, threads), expected, std::to_string(threads) + " threads");
+    for (int threads : {2, 3, 7})
+        check_same(fresh(model, tokens, threads), expected, std::to_string(threads) + " threads");
 }
 
 // However a text is cut into calls, the last logits are those of one call over all of it: also where it grows
@@ -380,6 +384,24 @@ static void test_interrupt() {
                last_rows(fresh(model, {tokens.begin(), tokens.begin() + 50}), 30, config), "after an interrupt");
 }
 
+// An interrupt while everything is computed anew with the long factors: what is missing is made up for later.
+static void test_interrupt_at_the_switch() {
+    Config config = longrope_config();
+    config.context_length = 2000;
+    config.original_context_length = 1000;
+    const Model model(config);
+    const Tokens tokens = random_tokens(1100, config);
+    const std::span<const int32_t> all(tokens);
+    Engine engine(config, model.tensors, 1100, 2);
+    forward(engine, all.first(900), false);
+    Floats logits(200 * config.vocab_size);
+    const auto stop = [] { throw std::runtime_error("stop"); };
+    check_throws<std::runtime_error>([&] { engine.forward(all.subspan(900), true, logits.data(), stop); }, "stop");
+    check(engine.position() == 900, "position after an interrupt at the switch");
+    check_same(forward(engine, all.subspan(900)), last_rows(fresh(model, tokens), 200, config),
+               "after an interrupt at the switch");
+}
+
 // ---- what is refused -------------------------------------------------------------------------
 
 template <class Change> static void refuse(const Change &change, const std::string &part) {
@@ -411,11 +433,13 @@ static void test_refusals() {
     refuse([](Model &m, int64_t &, int &) { m.tensors["output.weight"].type = "Q4_0"; }, "blocks of 32");
     refuse([](Model &m, int64_t &, int &) { m.tensors["output.weight"].bytes -= 4; }, "bytes, expected");
     refuse([](Model &m, int64_t &, int &) { m.tensors["output.weight"].data += 2; }, "divisible by 4");
-    refuse([](Model &m, int64_t &, int &) { m.convert("output_norm.weight", "F16"); }, "output_norm.weight must be F32");
+    refuse([](Model &m, int64_t &, int &) { m.convert("output_norm.weight", "F16"); },
+           "output_norm.weight must be F32");
     Config huge = small_config();
     huge.n_layers = 4096;
     huge.n_kv_heads = 1 << 16;
-    check_throws<std::invalid_argument>([&] { phi::KVCache(huge, int64_t{1} << 31, phi::CacheType::F16); }, "choose a smaller n_ctx");
+    check_throws<std::invalid_argument>([&] { phi::KVCache(huge, int64_t{1} << 31, phi::CacheType::F16); },
+                                        "choose a smaller n_ctx");
 }
 
 static void test_bad_calls() {
@@ -429,7 +453,8 @@ static void test_bad_calls() {
     check_throws<std::out_of_range>([&] { engine.truncate(4); }, "3 tokens to 4");
     check_throws<std::out_of_range>([&] { engine.truncate(-1); }, "to -1");
     check(engine.position() == 3, "a refused call changed the text");
-    check_same(forward(engine, Tokens{5}), last_rows(fresh(model, {1, 2, 3, 5}), 1, model.config), "after refused calls");
+    check_same(forward(engine, Tokens{5}), last_rows(fresh(model, {1, 2, 3, 5}), 1, model.config),
+               "after refused calls");
 }
 
 int main() {
@@ -442,6 +467,7 @@ int main() {
     test_window();
     test_mixed_types();
     test_interrupt();
+    test_interrupt_at_the_switch();
     test_refusals();
     test_bad_calls();
     return report("engine");

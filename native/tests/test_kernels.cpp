@@ -68,7 +68,8 @@ static void test_swiglu(Isa isa, const Kernels &kernels) {
 static void test_rotate_and_add(Isa isa, const Kernels &kernels) {
     Random random(5);
     const int half = 13;
-    const Floats before = random.numbers(2 * half + 4, 1), cosine = random.numbers(half, 1), sine = random.numbers(half, 1);
+    const Floats before = random.numbers(2 * half + 4, 1), cosine = random.numbers(half, 1),
+                 sine = random.numbers(half, 1);
     Floats x = before;
     kernels.rotate(x.data(), cosine.data(), sine.data(), half);
     for (int i = 0; i < half; ++i) {
@@ -119,12 +120,19 @@ struct Coded {
     int64_t group() const { return coding == Coding::blocks_of_32 ? 32 : 16; }
 
     Activations batch(int first, int tokens) const {
-        return {tokens, cols, coding, &values[first * cols], &codes[first * cols], &sums[first * cols / group()],
+        return {tokens,
+                cols,
+                coding,
+                &values[first * cols],
+                &codes[first * cols],
+                &sums[first * cols / group()],
                 &scales[first * cols / block()]};
     }
 
     // What the codes say, and half a step: the most that they can be wrong by.
-    double decoded(int64_t i) const { return coding == Coding::none ? values[i] : double(scales[i / block()]) * codes[i]; }
+    double decoded(int64_t i) const {
+        return coding == Coding::none ? values[i] : double(scales[i / block()]) * codes[i];
+    }
     double half_step(int64_t i) const { return coding == Coding::none ? 0 : 0.5001 * scales[i / block()]; }
 };
 
@@ -165,7 +173,8 @@ struct Weights {
     }
 };
 
-static Floats product(const Kernels &kernels, const Weights &weights, int64_t first, int64_t last, const Activations &x) {
+static Floats product(const Kernels &kernels, const Weights &weights, int64_t first, int64_t last,
+                      const Activations &x) {
     Floats out(x.tokens * weights.matrix.rows, std::numeric_limits<float>::quiet_NaN());
     std::vector<std::max_align_t> scratch(phi::matmul_scratch(x.cols) / sizeof(std::max_align_t) + 8);
     const auto address = (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64;
@@ -177,12 +186,14 @@ static Floats product(const Kernels &kernels, const Weights &weights, int64_t fi
 // Two bounds. Against the codes of the activations only float sums round: integers are exact. A block's sums of
 // products and offsets are at most Σ 2 · largest weight · |x|, and one rounding for each block and lane is 2^-24
 // of it. Against the activations themselves half a step of each code is added.
-static void check_products(const std::string &what, const Weights &weights, const Coded &x, int tokens, const Floats &got) {
+static void check_products(const std::string &what, const Weights &weights, const Coded &x, int tokens,
+                           const Floats &got) {
     const int64_t rows = weights.matrix.rows, cols = x.cols;
     for (int token = 0; token < tokens; ++token)
         for (int64_t row = 0; row < rows; ++row) {
             double coded = 0, exact = 0, magnitude = 0, step = 0, largest = 0;
-            for (int64_t i = 0; i < cols; ++i) largest = std::max(largest, std::abs(double(weights.values[row * cols + i])));
+            for (int64_t i = 0; i < cols; ++i)
+                largest = std::max(largest, std::abs(double(weights.values[row * cols + i])));
             for (int64_t i = 0; i < cols; ++i) {
                 const double weight = weights.values[row * cols + i];
                 const int64_t at = token * cols + i;
@@ -198,7 +209,9 @@ static void check_products(const std::string &what, const Weights &weights, cons
 }
 
 static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
-    const Coding coding = info.block == 1 ? Coding::none : info.block == 32 ? Coding::blocks_of_32 : Coding::blocks_of_256;
+    const Coding coding = info.block == 1    ? Coding::none
+                          : info.block == 32 ? Coding::blocks_of_32
+                                             : Coding::blocks_of_256;
     constexpr int tokens = 21; // whole tiles of every kernel, and a rest
     for (int64_t cols : {info.block, 3 * info.block, info.block == 1 ? int64_t{83} : 5 * info.block}) {
         const Weights weights(info, 37, cols); // two panels and a rest
@@ -244,10 +257,19 @@ class AttentionTest {
     Floats attend(int first, int tokens) const {
         const int row = case_.members * case_.head_size;
         Floats out(tokens * row), scratch(phi::attention_scratch(value_stride_));
-        kernels_.attend({.queries = &queries_[first * row], .out = out.data(), .query_stride = row, .out_stride = row,
-                         .tokens = tokens, .members = case_.members, .head_size = case_.head_size,
-                         .position = case_.position + first, .window = case_.window, .cache_type = type_,
-                         .keys = keys_.data(), .values = values_.data(), .value_stride = value_stride_,
+        kernels_.attend({.queries = &queries_[first * row],
+                         .out = out.data(),
+                         .query_stride = row,
+                         .out_stride = row,
+                         .tokens = tokens,
+                         .members = case_.members,
+                         .head_size = case_.head_size,
+                         .position = case_.position + first,
+                         .window = case_.window,
+                         .cache_type = type_,
+                         .keys = keys_.data(),
+                         .values = values_.data(),
+                         .value_stride = value_stride_,
                          .scratch = scratch.data()});
         return out;
     }
@@ -299,13 +321,13 @@ class AttentionTest {
 // Scores reach about 10, so a rounding of 2^-24 of them changes a weight by 1e-6 of itself; values reach 2.
 static void test_attention(Isa isa, const Kernels &kernels) {
     const int64_t all = std::numeric_limits<int64_t>::max();
-    const AttentionCase cases[] = {{16, 1, 1, 0, all},  {24, 2, 5, 3, all},  {96, 1, 32, 50, all}, {10, 3, 7, 91, all},
-                                   {64, 4, 8, 60, 5},   {16, 1, 32, 100, 33}, {32, 32, 1, 77, 64}, {20, 1, 3, 200, 1}};
+    const AttentionCase cases[] = {{16, 1, 1, 0, all}, {24, 2, 5, 3, all},   {96, 1, 32, 50, all}, {10, 3, 7, 91, all},
+                                   {64, 4, 8, 60, 5},  {16, 1, 32, 100, 33}, {32, 32, 1, 77, 64},  {20, 1, 3, 200, 1}};
     for (int i = 0; i < 16; ++i) {
         const AttentionCase &c = cases[i / 2];
         const AttentionTest test(kernels, c, i % 2 == 0 ? CacheType::F16 : CacheType::F32);
-        const std::string what = label(isa, "attention, head size " + std::to_string(c.head_size) + " at " +
-                                                std::to_string(c.position));
+        const std::string what =
+            label(isa, "attention, head size " + std::to_string(c.head_size) + " at " + std::to_string(c.position));
         const Floats got = test.attend(0, c.tokens);
         const int row = c.members * c.head_size;
         for (int token = 0; token < c.tokens; ++token) {
@@ -315,7 +337,8 @@ static void test_attention(Isa isa, const Kernels &kernels) {
                     check_close(got[token * row + member * c.head_size + j], expected[j], 2e-5, what);
             }
             const Floats alone = test.attend(token, 1);
-            check(std::memcmp(alone.data(), &got[token * row], row * sizeof(float)) == 0, what + ": token alone differs");
+            check(std::memcmp(alone.data(), &got[token * row], row * sizeof(float)) == 0,
+                  what + ": token alone differs");
         }
     }
 }

@@ -30,8 +30,7 @@ size_t scratch_bytes(const Config &config, const KVCache &cache) {
 
 } // namespace
 
-Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads, CacheType cache_type,
-               Isa isa)
+Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads, CacheType cache_type, Isa isa)
     : config_(config), n_ctx_(checked_n_ctx(config, n_ctx)), max_batch_(std::min(n_ctx, batch_tokens)),
       weights_(find_weights(config, tensors)), kernels_(kernels(isa)), pool_(checked_threads(threads)),
       cache_(config, n_ctx, cache_type), rope_(config), residual_(max_batch_, config.hidden_size),
@@ -78,8 +77,7 @@ void Engine::truncate(int64_t length) {
 }
 
 // Computes all of the text that is not in the cache; the last `new_tokens` want logits, or only the last one.
-void Engine::extend(int64_t new_tokens, bool all_logits, float *logits,
-                    const std::function<void()> &between_batches) {
+void Engine::extend(int64_t new_tokens, bool all_logits, float *logits, const std::function<void()> &between_batches) {
     const int64_t end = position();
     if (rope_.uses_long_factors(end) != uses_long_factors_) {
         uses_long_factors_ = !uses_long_factors_;
@@ -168,8 +166,7 @@ void Engine::rotate_and_store(int64_t layer, int64_t position, int token, int64_
     const float query_scale = 1.0f / std::sqrt(static_cast<float>(head_size));
 
     float *query = &qkv_[token * config_.qkv_size()] + kv_head * group * head_size;
-    for (int64_t member = 0; member < group; ++member)
-        kernels_.rotate(query + member * head_size, cosine, sine, half);
+    for (int64_t member = 0; member < group; ++member) kernels_.rotate(query + member * head_size, cosine, sine, half);
     for (int64_t i = 0; i < group * head_size; ++i) query[i] *= query_scale;
 
     float *key = &qkv_[token * config_.qkv_size()] + config_.query_size() + kv_head * head_size;

@@ -81,8 +81,8 @@ class Engine {
     bool uses_long_factors_ = false;
 
     Vectors residual_, normed_, attended_, gated_;
-    std::vector<float> qkv_, branch_, gate_up_; // (tokens, rows of the matrix that makes them)
-    std::vector<float> cosines_, sines_;        // (tokens, rotated pairs)
+    std::vector<float> qkv_, branch_, gate_up_;   // (tokens, rows of the matrix that makes them)
+    std::vector<float> cosines_, sines_;          // (tokens, rotated pairs)
     std::vector<ZeroedArray<std::byte>> scratch_; // one for each thread
 };
 

@@ -22,7 +22,9 @@ class KVCache {
     int value_stride() const { return static_cast<int>(value_stride_); }
 
     // Of one head: (positions / 32, head_size, 32) and (positions, value_stride).
-    void *keys(int64_t layer, int64_t head) const { return keys_.data() + index(layer, head) * head_size_ * element_size_; }
+    void *keys(int64_t layer, int64_t head) const {
+        return keys_.data() + index(layer, head) * head_size_ * element_size_;
+    }
     void *values(int64_t layer, int64_t head) const { return value(layer, head, 0); }
 
     // Where the dimensions of one key begin; they are key_block apart.

@@ -9,9 +9,8 @@ class Rope {
   public:
     explicit Rope(const Config &config)
         : attention_factor_(static_cast<float>(config.attention_factor)),
-          original_context_length_(config.original_context_length),
-          short_(frequencies(config, config.short_factor)), long_(frequencies(config, config.long_factor)),
-          has_factors_(!config.long_factor.empty()) {}
+          original_context_length_(config.original_context_length), short_(frequencies(config, config.short_factor)),
+          long_(frequencies(config, config.long_factor)), has_factors_(!config.long_factor.empty()) {}
 
     // A text of `length` tokens is rotated by the long factors, all of it.
     bool uses_long_factors(int64_t length) const { return has_factors_ && length > original_context_length_; }

@@ -29,7 +29,8 @@ class Vectors {
     void code(const Kernels &kernels, Coding coding, int64_t token, int64_t begin, int64_t end) {
         if (coding == Coding::none) return;
         kernels.quantize(coding, row(token) + begin, static_cast<int>(end - begin),
-                         codes_.data() + token * cols_ + begin, sums_.data() + (token * cols_ + begin) / sum_group(coding),
+                         codes_.data() + token * cols_ + begin,
+                         sums_.data() + (token * cols_ + begin) / sum_group(coding),
                          scales_.data() + (token * cols_ + begin) / block(coding));
     }
 
@@ -37,7 +38,12 @@ class Vectors {
     Activations activations(Coding coding, int64_t first, int tokens) {
         const int64_t start = first * cols_;
         if (coding == Coding::none) return {tokens, cols_, coding, row(first), nullptr, nullptr, nullptr};
-        return {tokens, cols_, coding, row(first), codes_.data() + start, sums_.data() + start / sum_group(coding),
+        return {tokens,
+                cols_,
+                coding,
+                row(first),
+                codes_.data() + start,
+                sums_.data() + start / sum_group(coding),
                 scales_.data() + start / block(coding)};
     }
 

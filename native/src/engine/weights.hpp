@@ -61,7 +61,8 @@ class TensorList {
     void ignore(const std::string &name) { tensors_.erase(name); }
 
     void require_empty() const {
-        if (!tensors_.empty()) throw std::invalid_argument("tensor " + tensors_.begin()->first + " has no place in a Phi-3 model");
+        if (!tensors_.empty())
+            throw std::invalid_argument("tensor " + tensors_.begin()->first + " has no place in a Phi-3 model");
     }
 
   private:
@@ -72,6 +73,7 @@ class TensorList {
     static Matrix checked(const std::string &name, const Tensor &tensor, int64_t rows, int64_t cols) {
         const std::string what = "tensor " + name;
         const TypeInfo &info = named_type(what, tensor.type);
+        require(static_cast<int>(info.type) < n_types, what + " is " + tensor.type + ", which the engine does not run");
         require(tensor.rows == rows && tensor.cols == cols,
                 what + " has " + shape(tensor.rows, tensor.cols) + ", expected " + shape(rows, cols));
         require(cols % info.block == 0, what + ": rows of " + std::to_string(cols) + " weights are not whole " +
@@ -118,9 +120,8 @@ inline Weights find_weights(const Config &config, const Tensors &all) {
     weights.embedding = tensors.take("token_embd.weight", config.vocab_size, config.hidden_size);
     for (int64_t i = 0; i < config.n_layers; ++i) weights.layers.push_back(detail::take_layer(tensors, config, i));
     weights.output_norm = tensors.take_floats("output_norm.weight", config.hidden_size);
-    weights.output = tensors.has("output.weight")
-                         ? tensors.take("output.weight", config.vocab_size, config.hidden_size)
-                         : weights.embedding;
+    weights.output = tensors.has("output.weight") ? tensors.take("output.weight", config.vocab_size, config.hidden_size)
+                                                  : weights.embedding;
     tensors.ignore("rope_factors_short.weight");
     tensors.ignore("rope_factors_long.weight");
     tensors.require_empty();

@@ -20,16 +20,29 @@ struct QueryState {
     float total;   // of the weights
 };
 
+// How many queries meet a key together, so that it is loaded once: their sums need registers.
+#if defined(PHI_ISA_avx512)
+inline constexpr int queries_together = 4;
+#elif defined(PHI_ISA_avx2)
+inline constexpr int queries_together = 2;
+#else
+inline constexpr int queries_together = 1;
+#endif
+
 // Scores of one block: each lane is a key, and dimensions are added one after the other.
-template <class Element> void block_scores(const float *query, const Element *keys, int head_size, float *scores) {
-    Lanes sums[score_lanes];
-    for (int i = 0; i < score_lanes; ++i) sums[i] = zero();
-    for (int dimension = 0; dimension < head_size; ++dimension) {
-        const Lanes q = broadcast(query[dimension]);
-        for (int i = 0; i < score_lanes; ++i)
-            sums[i] = multiply_add(q, load(keys + dimension * key_block + i * Lanes::count), sums[i]);
-    }
-    for (int i = 0; i < score_lanes; ++i) store(scores + i * Lanes::count, sums[i]);
+template <int queries, class Element>
+void block_scores(const float *const *query, const Element *keys, int head_size, float (*scores)[key_block]) {
+    Lanes sums[queries][score_lanes];
+    for (int i = 0; i < queries; ++i)
+        for (int j = 0; j < score_lanes; ++j) sums[i][j] = zero();
+    for (int dimension = 0; dimension < head_size; ++dimension)
+        for (int j = 0; j < score_lanes; ++j) {
+            const Lanes key = load(keys + dimension * key_block + j * Lanes::count);
+            for (int i = 0; i < queries; ++i)
+                sums[i][j] = multiply_add(broadcast(query[i][dimension]), key, sums[i][j]);
+        }
+    for (int i = 0; i < queries; ++i)
+        for (int j = 0; j < score_lanes; ++j) store(scores[i] + j * Lanes::count, sums[i][j]);
 }
 
 // Turns scores into weights e^(score - maximum) and updates maximum and total. Returns the factor by which
@@ -52,60 +65,85 @@ inline float block_weights(float *scores, QueryState &state) {
     return shrink[0];
 }
 
-// sum = sum * shrink + weights · values for `vectors` vectors of dimensions, which stay in registers.
-template <int vectors, class Element>
-void add_values_to(float *sum, float shrink, const float *weights, const Element *values, int first, int last,
-                   int stride) {
-    Lanes sums[vectors];
-    for (int i = 0; i < vectors; ++i) sums[i] = load(sum + i * Lanes::count) * broadcast(shrink);
-    for (int key = first; key < last; ++key) {
-        const Lanes weight = broadcast(weights[key]);
-        for (int i = 0; i < vectors; ++i)
-            sums[i] = multiply_add(weight, load(values + key * stride + i * Lanes::count), sums[i]);
-    }
-    for (int i = 0; i < vectors; ++i) store(sum + i * Lanes::count, sums[i]);
+// The keys of a block that a query sees.
+struct KeyRange {
+    int first, last; // first … last - 1
+    bool operator==(const KeyRange &) const = default;
+};
+
+// sum = sum * shrink + weights · values, from dimension `start` on and for `vectors` vectors of dimensions, which
+// stay in registers.
+template <int queries, int vectors, class Element>
+void add_values_to(QueryState *states, int start, const float *shrink, const float (*weights)[key_block],
+                   const Element *values, KeyRange range, int stride) {
+    Lanes sums[queries][vectors];
+    for (int i = 0; i < queries; ++i)
+        for (int j = 0; j < vectors; ++j)
+            sums[i][j] = load(states[i].sum + start + j * Lanes::count) * broadcast(shrink[i]);
+    for (int key = range.first; key < range.last; ++key)
+        for (int j = 0; j < vectors; ++j) {
+            const Lanes value = load(values + key * stride + start + j * Lanes::count);
+            for (int i = 0; i < queries; ++i) sums[i][j] = multiply_add(broadcast(weights[i][key]), value, sums[i][j]);
+        }
+    for (int i = 0; i < queries; ++i)
+        for (int j = 0; j < vectors; ++j) store(states[i].sum + start + j * Lanes::count, sums[i][j]);
 }
 
-template <class Element>
-void add_values(float *sum, float shrink, const float *weights, const Element *values, int first, int last,
-                int stride) {
+template <int queries, class Element>
+void add_values(QueryState *states, const float *shrink, const float (*weights)[key_block], const Element *values,
+                KeyRange range, int stride) {
     constexpr int vectors = 6; // of 96 dimensions all with AVX-512, half with AVX2
-    int done = 0;
-    for (; done + vectors * Lanes::count <= stride; done += vectors * Lanes::count)
-        add_values_to<vectors>(sum + done, shrink, weights, values + done, first, last, stride);
-    for (; done < stride; done += Lanes::count)
-        add_values_to<1>(sum + done, shrink, weights, values + done, first, last, stride);
+    int start = 0;
+    for (; start + vectors * Lanes::count <= stride; start += vectors * Lanes::count)
+        add_values_to<queries, vectors>(states, start, shrink, weights, values, range, stride);
+    for (; start < stride; start += Lanes::count)
+        add_values_to<queries, 1>(states, start, shrink, weights, values, range, stride);
 }
 
-// One query meets one block of keys, of which it sees first … last - 1.
-template <class Element>
-void query_block(const AttentionTile &tile, const float *query, const Element *keys, const Element *values, int first,
-                 int last, float *scores, QueryState &state) {
-    block_scores(query, keys, tile.head_size, scores);
-    for (int key = 0; key < first; ++key) scores[key] = minus_infinity;
-    for (int key = last; key < key_block; ++key) scores[key] = minus_infinity;
-    const float shrink = block_weights(scores, state);
-    add_values(state.sum, shrink, scores, values, first, last, tile.value_stride);
+// Some queries meet one block of keys, of which they see the same.
+template <int queries, class Element>
+void queries_block(const AttentionTile &tile, int first_query, const Element *keys, const Element *values,
+                   KeyRange range, QueryState *states) {
+    const float *query[queries];
+    for (int i = 0; i < queries; ++i) {
+        const int token = (first_query + i) / tile.members, member = (first_query + i) % tile.members;
+        query[i] = tile.queries + token * tile.query_stride + member * tile.head_size;
+    }
+    float scores[queries][key_block], shrink[queries];
+    block_scores<queries>(query, keys, tile.head_size, scores);
+    for (int i = 0; i < queries; ++i) {
+        for (int key = 0; key < range.first; ++key) scores[i][key] = minus_infinity;
+        for (int key = range.last; key < key_block; ++key) scores[i][key] = minus_infinity;
+        shrink[i] = block_weights(scores[i], states[first_query + i]);
+    }
+    add_values<queries>(states + first_query, shrink, scores, values, range, tile.value_stride);
 }
 
 inline int64_t first_key_seen(const AttentionTile &tile, int64_t position) {
     return position >= tile.window ? position - tile.window + 1 : 0;
 }
 
-// All queries of the tile meet the block that begins at `start`.
+// What a query sees of the block that begins at `start`.
+inline KeyRange keys_seen(const AttentionTile &tile, int query, int64_t start) {
+    const int64_t position = tile.position + query / tile.members;
+    const int64_t first = first_key_seen(tile, position) - start, end = position + 1 - start;
+    return {static_cast<int>(first > 0 ? first : 0), static_cast<int>(end < key_block ? end : key_block)};
+}
+
+// All queries of the tile meet one block.
 template <class Element>
-void tile_block(const AttentionTile &tile, int64_t start, const Element *keys, const Element *values, float *scores,
+void tile_block(const AttentionTile &tile, int64_t start, const Element *keys, const Element *values,
                 QueryState *states) {
-    for (int token = 0; token < tile.tokens; ++token) {
-        const int64_t position = tile.position + token;
-        int64_t first = first_key_seen(tile, position) - start, last = position + 1 - start;
-        first = first > 0 ? first : 0;
-        last = last < key_block ? last : key_block;
-        if (first >= last) continue;
-        for (int member = 0; member < tile.members; ++member) {
-            const float *query = tile.queries + token * tile.query_stride + member * tile.head_size;
-            query_block(tile, query, keys, values, static_cast<int>(first), static_cast<int>(last), scores,
-                        states[token * tile.members + member]);
+    const int queries = tile.tokens * tile.members;
+    for (int query = 0, done; query < queries; query += done) {
+        const KeyRange range = keys_seen(tile, query, start);
+        done = queries_together;
+        // Ranges only move forward: if the first and the last are the same, all are.
+        if (query + done <= queries && keys_seen(tile, query + done - 1, start) == range) {
+            if (range.first < range.last) queries_block<queries_together>(tile, query, keys, values, range, states);
+        } else {
+            done = 1;
+            if (range.first < range.last) queries_block<1>(tile, query, keys, values, range, states);
         }
     }
 }
@@ -117,16 +155,16 @@ inline void to_floats(const Half *halves, int64_t n, float *out) {
 // Halves become floats first where there are enough queries to make that worth while.
 inline void cached_block(const AttentionTile &tile, int64_t start, int64_t filled, const Half *keys, const Half *values,
                          float *scratch, QueryState *states) {
-    float *scores = scratch, *float_keys = scores + key_block, *float_values = float_keys + key_block * tile.head_size;
-    if (tile.tokens * tile.members < 4) return tile_block(tile, start, keys, values, scores, states);
+    float *float_keys = scratch, *float_values = float_keys + key_block * tile.head_size;
+    if (tile.tokens * tile.members <= 2 * queries_together) return tile_block(tile, start, keys, values, states);
     to_floats(keys, key_block * tile.head_size, float_keys);
     to_floats(values, filled * tile.value_stride, float_values);
-    tile_block(tile, start, float_keys, float_values, scores, states);
+    tile_block(tile, start, float_keys, float_values, states);
 }
 
 inline void cached_block(const AttentionTile &tile, int64_t start, int64_t, const float *keys, const float *values,
-                         float *scratch, QueryState *states) {
-    tile_block(tile, start, keys, values, scratch, states);
+                         float *, QueryState *states) {
+    tile_block(tile, start, keys, values, states);
 }
 
 template <class Element> void attend_to(const AttentionTile &tile) {
@@ -141,7 +179,8 @@ template <class Element> void attend_to(const AttentionTile &tile) {
     const int64_t end = tile.position + tile.tokens, first = first_key_seen(tile, tile.position);
     for (int64_t start = first / key_block * key_block; start < end; start += key_block) {
         const int64_t filled = end - start < key_block ? end - start : key_block;
-        cached_block(tile, start, filled, keys + start * tile.head_size, values + start * tile.value_stride, scratch, states);
+        cached_block(tile, start, filled, keys + start * tile.head_size, values + start * tile.value_stride, scratch,
+                     states);
     }
     for (int i = 0; i < queries; ++i) {
         float *out = tile.out + i / tile.members * tile.out_stride + i % tile.members * tile.head_size;

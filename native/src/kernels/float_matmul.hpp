@@ -59,8 +59,8 @@ void float_rows(const Weight *weight, int64_t cols, const float *x, int tokens, 
 }
 
 template <class Weight>
-void float_matmul(const Matrix &matrix, int64_t first, int64_t last, const Activations &x, float *out,
-                  ptrdiff_t stride, void *) {
+void float_matmul(const Matrix &matrix, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
+                  void *) {
     const Weight *weight = reinterpret_cast<const Weight *>(matrix.data);
     const int64_t cols = matrix.cols;
     for (int begin = 0; begin < x.tokens; begin += token_block) {

@@ -15,7 +15,7 @@
 #include "quantized_avx512.hpp"
 #elif defined(PHI_ISA_avx2)
 #include "quantized_avx2.hpp"
-#else
+#else // NEON has the scalar kernels until it gets its own
 #include "quantized_scalar.hpp"
 #endif
 #include "vector_ops.hpp"

@@ -12,7 +12,7 @@
 
 namespace phi {
 
-inline constexpr int n_types = 8; // of enum class Type
+inline constexpr int n_types = 8; // the first of enum class Type, F32 to Q6_K, have kernels
 
 // Floats of 16 bits as they lie in memory. Types of their own, so that nobody takes them for integers.
 enum class Half : uint16_t {};     // IEEE binary16
@@ -39,10 +39,10 @@ struct Activations {
     int tokens;
     int64_t cols;
     Coding coding;
-    const float *values;   // (tokens, cols); the others are not set where the coding is none
-    const int8_t *codes;   // (tokens, cols)
-    const int16_t *sums;   // (tokens, cols / 16 or cols / 32)
-    const float *scales;   // (tokens, cols / 256 or cols / 32)
+    const float *values; // (tokens, cols); the others are not set where the coding is none
+    const int8_t *codes; // (tokens, cols)
+    const int16_t *sums; // (tokens, cols / 16 or cols / 32)
+    const float *scales; // (tokens, cols / 256 or cols / 32)
 };
 
 // Keys and values are kept in halves; in floats where results are compared to the last digit.
@@ -60,21 +60,21 @@ struct AttentionTile {
     int tokens;
     int members; // query heads that share the keys
     int head_size;
-    int64_t position;       // of the first token
-    int64_t window;         // a query sees the keys with query - key < window
+    int64_t position; // of the first token
+    int64_t window;   // a query sees the keys with query - key < window
     CacheType cache_type;
-    const void *keys;       // (blocks, head_size, key_block)
-    const void *values;     // (positions, value_stride)
-    int value_stride;       // head_size rounded up to a multiple of 16; the padding is 0
-    float *scratch;         // attention_scratch(...) floats
+    const void *keys;   // (blocks, head_size, key_block)
+    const void *values; // (positions, value_stride)
+    int value_stride;   // head_size rounded up to a multiple of 16; the padding is 0
+    float *scratch;     // attention_scratch(...) floats
 };
 
 // The most queries, tokens times members, that a tile may have.
 inline constexpr int tile_queries = 32;
 
-// Floats of scratch: the weighted sums of all queries, the scores of one, and a block of keys and values.
+// Floats of scratch: the weighted sums of all queries, and a block of keys and values.
 inline constexpr size_t attention_scratch(int value_stride) {
-    return static_cast<size_t>(tile_queries) * value_stride + key_block + 2 * key_block * value_stride;
+    return static_cast<size_t>(tile_queries + 2 * key_block) * value_stride;
 }
 
 struct Kernels {
@@ -94,8 +94,8 @@ struct Kernels {
     void (*attend)(const AttentionTile &tile);
     // out[token * stride + row] = weight row · activations, for rows first … last - 1 and all tokens.
     // `scratch` has matmul_scratch(cols) bytes, aligned to 64.
-    void (*matmul[n_types])(const Matrix &weight, int64_t first, int64_t last, const Activations &x,
-                                   float *out, ptrdiff_t stride, void *scratch);
+    void (*matmul[n_types])(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
+                            ptrdiff_t stride, void *scratch);
 };
 
 // Rows that the batched kernels of quantized weights unpack and work on together.

@@ -53,8 +53,11 @@ inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; } // a·b + c
 inline Lanes maximum(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Lanes minimum(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline Lanes round_to_even(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { // a, but 0 where x < limit
+inline Lanes round_to_even(Lanes a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a, but 0 where x < limit
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ), a.v)};
 }
 inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
@@ -94,7 +97,8 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a
 inline Lanes maximum(Lanes a, Lanes b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Lanes minimum(Lanes a, Lanes b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Lanes round_to_even(Lanes a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { // a, but 0 where x < limit
+// a, but 0 where x < limit
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) {
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, limit.v, _CMP_GE_OQ), a.v)};
 }
 inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
@@ -117,8 +121,10 @@ struct Lanes {
 // Half to float: exponent and mantissa move 13 places up, and the bias grows from 15 to 127.
 inline float half_to_float(uint16_t half) {
     const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, mantissa = half & 0x3ffu;
-    if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(mantissa); // subnormal
-    const uint32_t biased = exponent == 31 ? 255 : exponent + 112; // 31: infinity and NaN
+    // 0: subnormal
+    if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(mantissa);
+    // 31: infinity and NaN
+    const uint32_t biased = exponent == 31 ? 255 : exponent + 112;
     return bits_to_float(sign | biased << 23 | mantissa << 13);
 }
 
@@ -151,7 +157,8 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {a.v * b.v + c.v};
 inline Lanes maximum(Lanes a, Lanes b) { return {a.v > b.v ? a.v : b.v}; }
 inline Lanes minimum(Lanes a, Lanes b) { return {a.v < b.v ? a.v : b.v}; }
 inline Lanes round_to_even(Lanes a) { return {__builtin_rintf(a.v)}; }
-inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { return {x.v >= limit.v ? a.v : 0.0f}; } // a, but 0 where x < limit
+// a, but 0 where x < limit
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) { return {x.v >= limit.v ? a.v : 0.0f}; }
 inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
     return {bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v) + 127) << 23)};
 }

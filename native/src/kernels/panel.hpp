@@ -49,7 +49,7 @@ template <class Block> void pack_block(const Block *const *rows, int64_t block, 
     PanelRow<Block> staged[panel_rows];
     for (int row = 0; row < panel_rows; ++row) unpack_row(rows[row][block], staged[row], out.d[row], out.dmin[row]);
     const auto columns = [&](const void *first, int words, void *to) {
-        transpose(static_cast<const uint32_t *>(first), stride, words, static_cast<uint32_t(*)[panel_rows]>(to));
+        transpose(static_cast<const uint32_t *>(first), stride, words, static_cast<uint32_t (*)[panel_rows]>(to));
     };
     columns(staged[0].codes, size / 4, out.codes);
     if constexpr (size == 256) {
@@ -60,8 +60,7 @@ template <class Block> void pack_block(const Block *const *rows, int64_t block, 
 
 // Rows first … last - 1, at most 16; where there are fewer the last is taken again. Asks for the rows after
 // them, which are next.
-template <class Block>
-void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlock<Block> *panel) {
+template <class Block> void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlock<Block> *panel) {
     const Block *rows[panel_rows];
     for (int i = 0; i < panel_rows; ++i) rows[i] = row_of<Block>(weight, first + i < last ? first + i : last - 1);
     const char *ahead = reinterpret_cast<const char *>(rows[0]) + panel_rows * weight.row_bytes;
@@ -76,32 +75,28 @@ void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlock<Bl
 template <class Block, int tokens>
 void tile(const PanelBlock<Block> *panel, int64_t blocks, const Vector *x, float (*results)[panel_rows]);
 
-// Products of a panel with all tokens, `tokens_together` at a time.
-template <class Block, int tokens_together>
+// Products of a panel with all tokens, `tokens` at a time; the last of them is repeated to make up the number.
+template <class Block, int tokens>
 void panel_product(const PanelBlock<Block> *panel, const Activations &x, int rows, float *out, ptrdiff_t stride) {
-    const int64_t blocks = x.cols / Traits<Block>::size;
-    int token = 0;
-    const auto run = [&]<int tokens>() {
+    for (int first = 0; first < x.tokens; first += tokens) {
         Vector vectors[tokens];
         float results[tokens][panel_rows];
-        for (int i = 0; i < tokens; ++i) vectors[i] = vector_of<Block>(x, token + i);
-        tile<Block, tokens>(panel, blocks, vectors, results);
         for (int i = 0; i < tokens; ++i)
-            for (int row = 0; row < rows; ++row) out[(token + i) * stride + row] = results[i][row];
-        token += tokens;
-    };
-    while (token + tokens_together <= x.tokens) run.template operator()<tokens_together>();
-    while (token < x.tokens) run.template operator()<1>();
+            vectors[i] = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
+        tile<Block, tokens>(panel, x.cols / Traits<Block>::size, vectors, results);
+        for (int i = 0; i < tokens && first + i < x.tokens; ++i)
+            for (int row = 0; row < rows; ++row) out[(first + i) * stride + row] = results[i][row];
+    }
 }
 
-template <class Block, int tokens_together>
-void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
-                  ptrdiff_t stride, void *scratch) {
+template <class Block, int tokens>
+void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
+                  void *scratch) {
     PanelBlock<Block> *panel = static_cast<PanelBlock<Block> *>(scratch);
     for (int64_t row = first; row < last; row += panel_rows) {
         const int rows = static_cast<int>(last - row < panel_rows ? last - row : panel_rows);
         pack_panel(weight, row, row + rows, panel);
-        panel_product<Block, tokens_together>(panel, x, rows, out + row, stride);
+        panel_product<Block, tokens>(panel, x, rows, out + row, stride);
     }
 }
 

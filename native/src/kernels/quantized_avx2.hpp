@@ -61,7 +61,8 @@ inline BlockSums block_sums(const BlockQ6_K &block, const int8_t *x, const int16
             _mm256_or_si256(high_four_bits(first), _mm256_and_si256(top, high_two)),
             _mm256_or_si256(high_four_bits(second), _mm256_and_si256(_mm256_srli_epi16(top, 2), high_two))};
         for (int i = 0; i < 4; ++i)
-            products = _mm256_add_epi32(products, scaled_products(codes[i], x + 128 * part + 32 * i, scales, 4 * part + i));
+            products =
+                _mm256_add_epi32(products, scaled_products(codes[i], x + 128 * part + 32 * i, scales, 4 * part + i));
     }
     const __m256i offsets = _mm256_madd_epi16(_mm256_slli_epi16(scales, 5), load_256(sums)); // 32 · scale
     return {_mm256_sub_epi32(products, offsets), _mm256_setzero_si256()};
@@ -88,6 +89,8 @@ inline BlockSums block_sums(const BlockQ8_0 &block, const int8_t *x, const int16
 
 inline constexpr int panel_tokens = 6; // their sums fit into the 16 registers
 
+inline __m256i repeat_32(const void *p) { return _mm256_set1_epi32(*static_cast<const AnyInt *>(p)); }
+
 // How many steps of four codes can be added up in 16 bits.
 template <class Block> constexpr int steps_in_words() {
     constexpr int most = 32767 / (2 * 127 * Traits<Block>::max_code), all = Traits<Block>::group / 4;
@@ -95,8 +98,8 @@ template <class Block> constexpr int steps_in_words() {
 }
 
 // Four codes of eight rows with four activations of a token, pairs added in 16 bits.
-template <class Block> __m256i step_products(__m256i codes, uint32_t x) {
-    const __m256i activations = _mm256_set1_epi32(static_cast<int>(x));
+template <class Block> __m256i step_products(__m256i codes, const int8_t *x) {
+    const __m256i activations = repeat_32(x);
     if constexpr (std::is_same_v<Block, BlockQ8_0>) { // signed again, so that 16 bits are enough
         const __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
         return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(activations, weights));
@@ -107,17 +110,18 @@ template <class Block> __m256i step_products(__m256i codes, uint32_t x) {
 
 // Σ code · activation over one group of weights that share a scale, for eight rows.
 template <class Block, int tokens>
-void group_products(const uint8_t (*codes)[panel_rows][4], const int8_t *const *x, __m256i *products) {
+[[gnu::always_inline]] inline void group_products(const uint8_t (*codes)[panel_rows][4], const int8_t *const *x,
+                                                  __m256i *products) {
     constexpr int steps = steps_in_words<Block>();
     for (int i = 0; i < tokens; ++i) products[i] = _mm256_setzero_si256();
     for (int start = 0; start < Traits<Block>::group / 4; start += steps) {
         __m256i words[tokens];
+        for (int i = 0; i < tokens; ++i) words[i] = _mm256_setzero_si256();
+#pragma GCC unroll 2 // with more the compiler adds in a tree, for which there are not enough registers
         for (int step = start; step < start + steps; ++step) {
             const __m256i weights = load_256(codes[step]);
-            for (int i = 0; i < tokens; ++i) {
-                const __m256i pairs = step_products<Block>(weights, load_32(x[i] + 4 * step));
-                words[i] = step == start ? pairs : _mm256_add_epi16(words[i], pairs);
-            }
+            for (int i = 0; i < tokens; ++i)
+                words[i] = _mm256_add_epi16(words[i], step_products<Block>(weights, x[i] + 4 * step));
         }
         for (int i = 0; i < tokens; ++i)
             products[i] = _mm256_add_epi32(products[i], _mm256_madd_epi16(words[i], _mm256_set1_epi16(1)));
@@ -134,18 +138,18 @@ void add_block(const PanelBlock<Block> &block, int row, const Vector *x, int64_t
         const int8_t *codes[tokens];
         __m256i sums[tokens];
         for (int i = 0; i < tokens; ++i) codes[i] = x[i].codes + index * size + start;
-        group_products<Block, tokens>(reinterpret_cast<const uint8_t(*)[panel_rows][4]>(block.codes[start / 4][row]),
+        group_products<Block, tokens>(reinterpret_cast<const uint8_t (*)[panel_rows][4]>(block.codes[start / 4][row]),
                                       codes, sums);
         for (int i = 0; i < tokens; ++i) {
-            if constexpr (size == 256) sums[i] = _mm256_mullo_epi32(sums[i], load_256(&block.scales[start / group][row]));
+            if constexpr (size == 256)
+                sums[i] = _mm256_mullo_epi32(sums[i], load_256(&block.scales[start / group][row]));
             products[i] = _mm256_add_epi32(products[i], sums[i]);
         }
     }
     if constexpr (size == 256)
         for (int pair = 0; pair < 8; ++pair)
             for (int i = 0; i < tokens; ++i) {
-                const uint32_t sums = load_32(x[i].sums + index * 16 + 2 * pair);
-                const __m256i both = _mm256_set1_epi32(static_cast<int>(sums));
+                const __m256i both = repeat_32(x[i].sums + index * 16 + 2 * pair);
                 offsets[i] = _mm256_add_epi32(offsets[i], _mm256_madd_epi16(load_256(block.offsets[pair][row]), both));
             }
     if constexpr (std::is_same_v<Block, BlockQ4_0>)
@@ -165,8 +169,7 @@ void tile(const PanelBlock<Block> *panel, int64_t blocks, const Vector *x, float
     for (int row = 0; row < panel_rows; row += 8) {
         __m256 totals[tokens];
         for (int i = 0; i < tokens; ++i) totals[i] = _mm256_setzero_ps();
-        for (int64_t block = 0; block < blocks; ++block)
-            add_block<Block, tokens>(panel[block], row, x, block, totals);
+        for (int64_t block = 0; block < blocks; ++block) add_block<Block, tokens>(panel[block], row, x, block, totals);
         for (int i = 0; i < tokens; ++i) _mm256_storeu_ps(results[i] + row, totals[i]);
     }
 }

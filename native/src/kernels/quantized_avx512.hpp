@@ -42,7 +42,8 @@ inline BlockSums block_sums(const BlockQ4_K &block, const int8_t *x, const int16
     __m512i products = _mm512_setzero_si512();
     for (int group = 0; group < 4; ++group) {
         const __m512i codes = low_then_high(block.qs + 32 * group);
-        products = _mm512_add_epi32(products, scaled_products(codes, x + 64 * group, scales, lane_numbers(2 * group, 8)));
+        products =
+            _mm512_add_epi32(products, scaled_products(codes, x + 64 * group, scales, lane_numbers(2 * group, 8)));
     }
     return {add_halves(products), minimum_products(s.minimums, sums)};
 }
@@ -57,7 +58,8 @@ inline BlockSums block_sums(const BlockQ5_K &block, const int8_t *x, const int16
         const __m512i shifts = _mm512_setr_epi64(low, low, low, low, high, high, high, high);
         const __m512i fifth = _mm512_and_si512(_mm512_srlv_epi64(fifth_bits, shifts), _mm512_set1_epi8(1));
         const __m512i codes = _mm512_or_si512(low_then_high(block.qs + 32 * group), _mm512_slli_epi16(fifth, 4));
-        products = _mm512_add_epi32(products, scaled_products(codes, x + 64 * group, scales, lane_numbers(2 * group, 8)));
+        products =
+            _mm512_add_epi32(products, scaled_products(codes, x + 64 * group, scales, lane_numbers(2 * group, 8)));
     }
     return {add_halves(products), minimum_products(s.minimums, sums)};
 }
@@ -100,7 +102,7 @@ inline BlockSums block_sums(const BlockQ8_0 &block, const int8_t *x, const int16
 
 inline constexpr int panel_tokens = 8; // three registers of sums each
 
-inline __m512i repeat_32(const void *p) { return _mm512_set1_epi32(static_cast<int>(load_32(p))); }
+inline __m512i repeat_32(const void *p) { return _mm512_set1_epi32(*static_cast<const AnyInt *>(p)); }
 
 // Adds one block of 16 rows to the dot products with each token.
 template <class Block, int tokens>

@@ -14,11 +14,9 @@ namespace phi::PHI_ISA {
 inline __m256i load_256(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 inline __m128i load_128(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
 
-inline uint32_t load_32(const void *p) {
-    uint32_t word;
-    std::memcpy(&word, p, sizeof word);
-    return word;
-}
+// Four bytes, whatever they are and wherever they begin.
+using AnyInt [[gnu::may_alias, gnu::aligned(1)]] = int32_t;
+inline uint32_t load_32(const void *p) { return static_cast<uint32_t>(*static_cast<const AnyInt *>(p)); }
 
 // The sums over the lanes of four vectors.
 inline __m128i sum_lanes(__m256i a, __m256i b, __m256i c, __m256i d) {
@@ -46,20 +44,9 @@ inline __m256i even_odd_scales(const int8_t *scales) {
     return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(load_128(scales), order));
 }
 
-// d, and where it is of its own dmin, of the same block in four rows.
-template <class Block> __m128 four_d(const Block *const *rows, int64_t block) {
-    const __m128i halves = _mm_setr_epi16(static_cast<short>(rows[0][block].d), static_cast<short>(rows[1][block].d),
-                                          static_cast<short>(rows[2][block].d), static_cast<short>(rows[3][block].d), 0,
-                                          0, 0, 0);
-    return _mm_cvtph_ps(halves);
-}
-
-template <class Block> __m128 four_dmin(const Block *const *rows, int64_t block) {
-    const __m128i halves = _mm_setr_epi16(static_cast<short>(rows[0][block].dmin),
-                                          static_cast<short>(rows[1][block].dmin),
-                                          static_cast<short>(rows[2][block].dmin),
-                                          static_cast<short>(rows[3][block].dmin), 0, 0, 0, 0);
-    return _mm_cvtph_ps(halves);
+inline __m128 four_halves(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
+    const int low = a | b << 16, high = c | d << 16;
+    return _mm_cvtph_ps(_mm_setr_epi32(low, high, 0, 0));
 }
 
 // Integer sums of one block, spread over lanes. `offsets` is 0 where the products contain it already.
@@ -94,19 +81,21 @@ template <class Block> __m128 dot_rows(const Block *const *rows, int64_t blocks,
         BlockSums sums[4];
         for (int row = 0; row < 4; ++row)
             sums[row] = block_sums(rows[row][block], x.codes + block * size, x.sums + block * sums_in(size));
-        const __m128 scale = _mm_set1_ps(x.scales[block]);
+        const Block &a = rows[0][block], &b = rows[1][block], &c = rows[2][block], &d = rows[3][block];
+        const __m128 scale = _mm_mul_ps(four_halves(a.d, b.d, c.d, d.d), _mm_set1_ps(x.scales[block]));
         const __m128i products = sum_lanes(sums[0].products, sums[1].products, sums[2].products, sums[3].products);
-        totals = _mm_fmadd_ps(_mm_mul_ps(four_d(rows, block), scale), _mm_cvtepi32_ps(products), totals);
+        totals = _mm_fmadd_ps(scale, _mm_cvtepi32_ps(products), totals);
         if constexpr (!Traits<Block>::one_scale) {
             const __m128i offsets = sum_lanes(sums[0].offsets, sums[1].offsets, sums[2].offsets, sums[3].offsets);
-            totals = _mm_fnmadd_ps(_mm_mul_ps(four_dmin(rows, block), scale), _mm_cvtepi32_ps(offsets), totals);
+            const __m128 min_scale =
+                _mm_mul_ps(four_halves(a.dmin, b.dmin, c.dmin, d.dmin), _mm_set1_ps(x.scales[block]));
+            totals = _mm_fnmadd_ps(min_scale, _mm_cvtepi32_ps(offsets), totals);
         }
     }
     return totals;
 }
 
-template <class Block>
-void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out) {
+template <class Block> void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out) {
     for (int64_t row = first; row < last; row += 4) {
         const Block *rows[4]; // past the end the last one is taken again
         for (int i = 0; i < 4; ++i) rows[i] = row_of<Block>(weight, row + i < last ? row + i : last - 1);

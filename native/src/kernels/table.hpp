@@ -8,16 +8,24 @@
 namespace phi {
 
 #if defined(PHI_HAS_scalar)
-namespace scalar { extern const Kernels table; }
+namespace scalar {
+extern const Kernels table;
+}
 #endif
 #if defined(PHI_HAS_avx2)
-namespace avx2 { extern const Kernels table; }
+namespace avx2 {
+extern const Kernels table;
+}
 #endif
 #if defined(PHI_HAS_avx512)
-namespace avx512 { extern const Kernels table; }
+namespace avx512 {
+extern const Kernels table;
+}
 #endif
 #if defined(PHI_HAS_neon)
-namespace neon { extern const Kernels table; }
+namespace neon {
+extern const Kernels table;
+}
 #endif
 
 // Throws std::invalid_argument where the set was not compiled in.

@@ -52,10 +52,11 @@ inline void unpack(const BlockQ8_0 &block, Unpacked<32> &out) { // d · q = d ·
 }
 
 inline void unpack(const BlockQ4_0 &block, Unpacked<32> &out) { // d · (q - 8)
-    for (int i = 0; i < 16; ++i) {
-        out.codes[i] = block.qs[i] & 15;
-        out.codes[i + 16] = block.qs[i] >> 4;
-    }
+    // Unrolled, the compiler would no longer see that these are one vector instruction each.
+#pragma GCC unroll 1
+    for (int i = 0; i < 16; ++i) out.codes[i] = block.qs[i] & 15;
+#pragma GCC unroll 1
+    for (int i = 0; i < 16; ++i) out.codes[i + 16] = block.qs[i] >> 4;
     for (int group = 0; group < 2; ++group) out.scales[group] = 1, out.offsets[group] = 8;
     out.d = out.dmin = half(block.d);
 }
