@@ -4,13 +4,15 @@ import codecs
 from collections.abc import Iterable
 
 from phicourse.errors import TokenizerError
+from phicourse.tokenizer.bpe import from_alphabet
 from phicourse.tokenizer.spm import SPACE, byte_tokens
 from phicourse.tokenizer.vocabulary import TokenType, Vocabulary
 
 
 def token_bytes(vocabulary: Vocabulary, special: bool) -> list[bytes]:
     """Return the bytes that each token stands for; control tokens stand for none unless `special`."""
-    raw = {id: bytes([byte]) for byte, id in byte_tokens(vocabulary).items()}
+    byte_pairs = vocabulary.model == "gpt2"
+    raw = {} if byte_pairs else {id: bytes([byte]) for byte, id in byte_tokens(vocabulary).items()}
     unused = set(vocabulary.ids_of_type(TokenType.UNUSED))
     normal = set(vocabulary.ids_of_type(TokenType.NORMAL)) - vocabulary.control
     silent = unused if special else unused | vocabulary.control
@@ -20,8 +22,10 @@ def token_bytes(vocabulary: Vocabulary, special: bool) -> list[bytes]:
             pieces.append(raw[id])
         elif id in silent:
             pieces.append(b"")
+        elif id in normal:
+            pieces.append(from_alphabet(text) if byte_pairs else text.replace(SPACE, " ").encode())
         else:
-            pieces.append((text.replace(SPACE, " ") if id in normal else text).encode())
+            pieces.append(text.encode())
     return pieces
 
 

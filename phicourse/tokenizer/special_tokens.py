@@ -35,9 +35,11 @@ class SpecialTokens:
             self.ids.setdefault(role, id)
 
 
-def read_special_tokens(folder: Path, n_vocab: int) -> SpecialTokens:
-    """Gather the special tokens of a checkpoint folder; each of the tokenizer's JSON files may be missing."""
-    tokenizer = read_optional_json(folder / "tokenizer.json")
+def read_special_tokens(folder: Path, n_vocab: int, tokenizer: dict[str, Any]) -> SpecialTokens:
+    """Gather the special tokens of a checkpoint folder; each of the tokenizer's JSON files may be missing.
+
+    tokenizer   the content of tokenizer.json
+    """
     config = read_optional_json(folder / "tokenizer_config.json")
     model_config = read_optional_json(folder / "config.json")
     found = SpecialTokens()
@@ -53,6 +55,13 @@ def read_special_tokens(folder: Path, n_vocab: int) -> SpecialTokens:
 def read_optional_json(path: Path) -> dict[str, Any]:
     """Read a JSON file; a missing one is an empty object."""
     return read_json_object(path) if path.is_file() else {}
+
+
+def named_special_tokens(folder: Path) -> list[str]:
+    """Return the texts in special_tokens_map.json, where older folders say what is special."""
+    named = read_optional_json(folder / "special_tokens_map.json").values()
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def added_tokens(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:

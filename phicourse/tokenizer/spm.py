@@ -6,16 +6,14 @@ characters, the pair of neighbours whose union has the highest score becomes one
 is no piece in the end, a character that was never learned, is spelled in bytes: 🦥 is <0xF0><0x9F><0xA6><0xA5>.
 """
 
-import heapq
 import re
 from collections.abc import Mapping
 
 from phicourse.errors import TokenizerError
+from phicourse.tokenizer.merging import WordCache, merge_neighbours
 from phicourse.tokenizer.vocabulary import TokenType, Vocabulary
 
 SPACE = "▁"  # U+2581 stands for a space in all pieces
-CACHED_WORDS = 1 << 16
-CACHED_LENGTH = 64  # characters; longer words hardly come twice
 
 
 def merge(text: str, scores: Mapping[str, float]) -> list[str]:
@@ -24,37 +22,13 @@ def merge(text: str, scores: Mapping[str, float]) -> list[str]:
     text     the text, spaces already replaced by U+2581
     scores   piece → score; of equal scores the leftmost pair goes first
     returns  pieces that together are the text; some may be characters that `scores` does not have
-    cost     O(n log n): each merge takes one symbol away and proposes at most two pairs
-
-    Symbol i starts at character i. Neighbours are linked, so that a merge moves nothing. Proposed pairs wait
-    in a heap; one whose symbols have changed since then no longer has the size that it was proposed with.
     """
-    symbols = list(text)  # symbols[i] is "" once it was merged into one to its left
-    left_of = list(range(-1, len(text) - 1))
-    right_of = [*range(1, len(text)), -1] if text else []
-    waiting: list[tuple[float, int, int]] = []  # (-score, index of the left symbol, characters of both)
 
-    def propose(left: int, right: int) -> None:
-        union = symbols[left] + symbols[right]
-        if (score := scores.get(union)) is not None:
-            heapq.heappush(waiting, (-score, left, len(union)))
+    def rank(left: str, right: str) -> float | None:
+        score = scores.get(left + right)
+        return None if score is None else -score
 
-    for right in range(1, len(text)):
-        propose(right - 1, right)
-    while waiting:
-        _, left, size = heapq.heappop(waiting)
-        right = right_of[left]
-        if not symbols[left] or right < 0 or len(symbols[left]) + len(symbols[right]) != size:
-            continue
-        symbols[left] += symbols[right]
-        symbols[right] = ""
-        after = right_of[left] = right_of[right]
-        if after >= 0:
-            left_of[after] = left
-            propose(left, after)
-        if left_of[left] >= 0:
-            propose(left_of[left], left)
-    return [symbol for symbol in symbols if symbol]
+    return merge_neighbours(text, rank)
 
 
 class SentencePieceEncoder:
@@ -71,7 +45,7 @@ class SentencePieceEncoder:
         # encoded one by one, and the frequent ones only once. Otherwise the text is one word.
         one_by_one = not any(SPACE in piece.lstrip(SPACE) for piece in self._ids)
         self._words = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+" if one_by_one else "(?s:.+)")
-        self._cache: dict[str, list[int]] = {}
+        self._cache = WordCache()
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; TokenizerError where the vocabulary has no way to spell a character."""
@@ -86,10 +60,7 @@ class SentencePieceEncoder:
         for piece in merge(word, self._scores):
             id = self._ids.get(piece)
             ids += [id] if id is not None else self._spell(piece)
-        if len(word) <= CACHED_LENGTH:
-            if len(self._cache) >= CACHED_WORDS:
-                self._cache.clear()
-            self._cache[word] = ids
+        self._cache.keep(word, ids)
         return ids
 
     def _spell(self, character: str) -> list[int]:

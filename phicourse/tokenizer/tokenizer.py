@@ -1,20 +1,28 @@
 """The tokenizer: text to ids and back, and conversations to ids.
 
-Ids are those of Hugging Face's fast tokenizer for Phi-3, and of SentencePiece where no special token is in the
-text. Others differ from that in details:
+Ids are those of Hugging Face's fast tokenizers for all Phi models: the Phi-3 family has a SentencePiece
+vocabulary (`spm`), Phi-1, Phi-2 and Phi-4 have byte-pair encoding as in GPT-2 (`bpe`), each with its own way to
+cut words (`pre_tokenizer`). Others differ from that in details:
 
-    white space behind <|end|> and the like   swallowed by Hugging Face and here, all that Unicode knows; by
-        llama.cpp only where a file's general.name has "phi-3" or "phi3", and only ASCII's. The converter's files
-        do not say which tokens swallow: our private keys do.
+    white space beside <|end|> and the like   swallowed by Hugging Face and here, all that Unicode knows; by
+        llama.cpp only where a file's general.name has "phi-3" or "phi3", behind them, and only ASCII's. The
+        converter's files do not say which tokens swallow: our private keys do.
     </s>   Phi-3 lists it as text that a user may write; llama.cpp and we keep it for the template, since it
         ends an answer.
-    a space in front   put before each stretch of text between special tokens, by all. When decoding, Hugging
-        Face and we drop one at the very start; llama.cpp only where no special token is before it.
+    <|tool|>   of Phi-4-mini is text that a user may write by its files; llama.cpp's converter makes control
+        tokens of all that look like that, and so do we.
+    a space in front   put before each stretch of text between special tokens, by all, in Phi-3's family only.
+        When decoding, Hugging Face and we drop one at the very start; llama.cpp only where no special token is
+        before it.
+    a space before a full stop   stays when decoding, in transformers since version 5 whatever
+        clean_up_tokenization_spaces says, and here: "a . b" comes back as it was. llama.cpp takes it away for
+        Phi-2 and Phi-4.
     bytes that are no UTF-8   become U+FFFD as in Python; Hugging Face writes one for each byte.
     <s> in front of a chat   put there by llama.cpp and here where the vocabulary asks for it; Hugging Face
         leaves it to the template.
 """
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +31,7 @@ from typing import Any, Self
 from phicourse.checkpoint import Checkpoint
 from phicourse.errors import TokenizerError
 from phicourse.gguf import GGUFFile
+from phicourse.tokenizer.bpe import BytePairEncoder
 from phicourse.tokenizer.chat import ChatTemplate
 from phicourse.tokenizer.detokenize import StreamDecoder, decode, token_bytes
 from phicourse.tokenizer.partition import Partition
@@ -40,7 +49,8 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._encoder = SentencePieceEncoder(vocabulary)
+        encoder = BytePairEncoder if vocabulary.model == "gpt2" else SentencePieceEncoder
+        self._encoder: BytePairEncoder | SentencePieceEncoder = encoder(vocabulary)
         self._partition = Partition(vocabulary)
         self._pieces: dict[bool, list[bytes]] = {}
 
@@ -105,6 +115,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(f"the text has half a surrogate pair, {text[error.start]!r}") from error
+        if self.vocabulary.normalizer == "NFC":
+            text = unicodedata.normalize("NFC", text)
         return self._encoder.encode(" " + text if self.vocabulary.add_space_prefix else text)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:

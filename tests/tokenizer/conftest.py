@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizer_texts import RELEASES
+from tokenizer_texts import BPE_RELEASES, RELEASES
 
 from phicourse.tokenizer import Tokenizer
 
@@ -32,6 +32,12 @@ def release_folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) 
         for shared in ("tokenizer.model", "config.json"):
             shutil.copyfile(shared_data / "phi" / RELEASES[0] / shared, folder / shared)
     return folders
+
+
+@pytest.fixture(scope="session")
+def bpe(shared_data: Path) -> dict[str, Tokenizer]:
+    """The tokenizers of the releases with byte-pair encoding as in GPT-2."""
+    return {name: Tokenizer.from_checkpoint(shared_data / "phi" / name) for name in BPE_RELEASES}
 
 
 @pytest.fixture(scope="session")

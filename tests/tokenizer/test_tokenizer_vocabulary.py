@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizer_texts import RELEASES
+from tokenizer_texts import BPE_RELEASES, RELEASES
 
 from phicourse.errors import PhiCourseError, TokenizerError
 from phicourse.gguf import GGUFFile, GGUFWriter, ValueType
@@ -24,15 +24,15 @@ from phicourse.tokenizer.sentencepiece_model import parse_sentencepiece_model, r
 CONVERTER = """
 import json, sys
 from pathlib import Path
-from types import SimpleNamespace
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 import gguf
-from conversion.phi import Phi3MiniModel
+from conversion.phi import Phi2Model, Phi3MiniModel
 for folder, out in json.loads(sys.argv[2]):
     config = json.loads((Path(folder) / "config.json").read_text())
     writer = gguf.GGUFWriter(out, "phi3")
-    model = SimpleNamespace(dir_model=Path(folder), hparams=config, gguf_writer=writer)
-    Phi3MiniModel.set_vocab(model)
+    model = object.__new__(Phi2Model if config["model_type"] == "phi" else Phi3MiniModel)
+    model.dir_model, model.hparams, model.gguf_writer = Path(folder), config, writer
+    model.set_vocab()
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -68,18 +68,33 @@ def altered(phi3_folder: Path, tmp_path: Path) -> Callable[..., Path]:
     return alter
 
 
+def older_phi2(shared_data: Path, tmp_path: Path) -> list[Path]:
+    """Phi-2's tokenizer as vocab.json and merges.txt only, with and without a tokenizer_config.json."""
+    folders = [tmp_path / "with_config", tmp_path / "without"]
+    names = ("config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+    for folder in folders:
+        folder.mkdir()
+        for name in names:
+            shutil.copyfile(shared_data / "phi" / "phi-2" / name, folder / name)
+    shutil.copyfile(shared_data / "phi/phi-2/tokenizer_config.json", folders[0] / "tokenizer_config.json")
+    return folders
+
+
 def test_the_bytes_of_llama_cpps_converter(
     llama_cpp_source: Path,
     release_folder: dict[str, Path],
     stories260k: Path,
     tiny_folder: Path,
     altered: Callable[..., Path],
+    shared_data: Path,
     tmp_path: Path,
 ) -> None:
     missing = [name for name in ("torch", "transformers", "sentencepiece") if find_spec(name) is None]
     if missing:
         pytest.skip(f"llama.cpp's converter needs {', '.join(missing)}")
     folders = [*release_folder.values(), stories260k, altered(tokenizer=None)]
+    folders += [shared_data / "phi" / name for name in BPE_RELEASES]
+    folders += older_phi2(shared_data, tmp_path)
     if (tiny_folder / "config.json").is_file():
         folders.append(tiny_folder)
     jobs = [(str(folder), str(tmp_path / f"{i}.gguf")) for i, folder in enumerate(folders)]
@@ -210,8 +225,10 @@ def test_a_broken_tokenizer_model(tmp_path: Path, content: bytes, reason: str) -
 def test_no_tokenizer_model(shared_data: Path, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"no SentencePiece vocabulary \(tokenizer.model\)"):
         Vocabulary.from_folder(tmp_path)
-    with pytest.raises(TokenizerError, match="no SentencePiece vocabulary"):
-        Vocabulary.from_folder(shared_data / "phi" / "Phi-4-mini-instruct")
+    with pytest.raises(TokenizerError, match=r"Phi-3-small: no SentencePiece .* and no byte-pair one"):
+        Vocabulary.from_folder(shared_data / "phi" / "Phi-3-small")
+    with pytest.raises(TokenizerError, match=r"SentencePiece vocabulary: tokenizer\.model is needed"):
+        Vocabulary.from_folder(shared_data / "phi" / "Phi-3-medium")
 
 
 TOKEN = {"content": "<x>", "special": True}
@@ -288,7 +305,7 @@ def integers(*numbers: int) -> tuple[Any, ValueType, ValueType | None]:
 @pytest.mark.parametrize(
     ("key", "entry", "reason"),
     [
-        ("tokenizer.ggml.model", ("gpt2", ValueType.STRING, None), "'gpt2' is not supported"),
+        ("tokenizer.ggml.model", ("bert", ValueType.STRING, None), "'bert' is not supported"),
         ("tokenizer.ggml.model", None, "tokenizer.ggml.model"),
         ("tokenizer.ggml.tokens", integers(1, 2, 3), "tokenizer.ggml.tokens"),
         ("tokenizer.ggml.tokens", strings("<unk>", "<s>"), "2 tokens with 3 scores"),
