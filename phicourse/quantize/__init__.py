@@ -1,6 +1,6 @@
 """Quantization: which bits stand for a weight, which tensor gets which type, and the files that come out."""
 
-from phicourse.quantize.files import Plan, PlannedTensor, plan_file, quantize
+from phicourse.quantize.files import Plan, PlannedTensor, quantize
 from phicourse.quantize.mixes import ALIASES, MIXES, Mix, Overrides, choose_types, find_mix
 from phicourse.quantize.registry import (
     DEQUANTIZERS,
@@ -23,7 +23,6 @@ __all__ = [
     "choose_types",
     "dequantize_rows",
     "find_mix",
-    "plan_file",
     "quantize",
     "quantize_rows",
     "supported_type",

@@ -5,26 +5,22 @@ in llama.cpp's order, and the whole file has the same bytes as llama-quantize wr
 """
 
 import html
-import mmap
-import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from phicourse.errors import QuantizeError
-from phicourse.gguf import GGUFFile, GGUFWriter, TensorInfo, TensorType, Value, ValueType
+from phicourse.gguf import GGUFWriter, TensorInfo, TensorType, Value, ValueType
+from phicourse.progress import byte_bar
 from phicourse.quantize.checks import Where, check_blocks
 from phicourse.quantize.mixes import Mix, Overrides, choose_types, find_mix, n_dimensions
 from phicourse.quantize.registry import DEQUANTIZERS, Backend, quantize_data
+from phicourse.quantize.sources import Source, open_source
 
-# Weights in a chunk: 8 MiB of float16, enough to keep many threads busy, little enough for any machine.
-_CHUNK = 1 << 22
 _VERSION = 2  # of the quantized types' layouts, since 2023
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _ALIGNMENT = Value(ValueType.UINT32, 32)
@@ -120,7 +116,7 @@ def quantize(
     backend: Backend = "auto",
     progress: bool = True,
 ) -> Path | Plan:
-    """Quantize a model: a GGUF file, or a checkpoint folder (by way of a float16 file beside the output).
+    """Quantize a model: a GGUF file, or a checkpoint folder, with the bytes of `convert` to float16 and then this.
 
     out                   the new file, or a folder for it; None: the source's folder. In a folder it is named
                           ggml-model-MIX.gguf
@@ -147,26 +143,29 @@ def quantize(
     )
     source = Path(source)
     target = _target(source, out, f"ggml-model-{chosen.name}.gguf")
-    if not dry_run:
-        _check_target(source, target, force)
-    with _as_gguf(source, target, progress) as path, GGUFFile.open(path) as file:
-        plan = plan_file(file, chosen, overrides)
-        _check_sources(file, plan, allow_requantize)
+    with open_source(source, chosen.name) as model:
+        plan = _plan(model, chosen, overrides)
+        _check_types(model, plan, allow_requantize)
         if dry_run:
             return plan
-        _write(file, plan, target, force, threads, backend, progress)
+        with GGUFWriter(target, force=force, inputs=model.inputs) as writer:
+            _write(writer, model, plan, threads, backend, progress)
     return target
 
 
-def plan_file(file: GGUFFile, mix: Mix, overrides: Overrides = Overrides()) -> Plan:  # noqa: B008 - frozen
-    """Choose the types of a file's tensors, in the order in which they will be written."""
-    architecture = file.get("general.architecture", str)
-    n_layers = file.get(f"{architecture}.block_count", int)
-    n_experts = file.get(f"{architecture}.expert_count", int, 0)
+def _plan(source: Source, mix: Mix, overrides: Overrides) -> Plan:
+    """Choose the types of a model's tensors, in the order in which they will be written."""
     types = choose_types(
-        file.tensors.values(), mix, n_layers=n_layers, n_experts=n_experts, overrides=overrides
+        source.tensors.values(),
+        mix,
+        n_layers=source.n_layers,
+        n_experts=source.n_experts,
+        overrides=overrides,
     )
-    return Plan(mix, tuple(PlannedTensor(file.tensors[name], type) for name, type in types.items()))
+    for pattern, _ in overrides.tensor_types:
+        if not any(pattern.search(name) for name in types):
+            print(f"phicourse: {pattern.pattern!r} is in the name of no tensor", file=sys.stderr)
+    return Plan(mix, tuple(PlannedTensor(source.tensors[name], type) for name, type in types.items()))
 
 
 def _target(source: Path, out: Path | str | None, name: str) -> Path:
@@ -176,15 +175,7 @@ def _target(source: Path, out: Path | str | None, name: str) -> Path:
     return Path(out) / name if Path(out).is_dir() else Path(out)
 
 
-def _check_target(source: Path, target: Path, force: bool) -> None:
-    """Refuse what would fail after minutes of work, or destroy the source."""
-    if target.exists() and source.exists() and target.samefile(source):
-        raise QuantizeError(f"{target}: is the input, too; give the output another name")
-    if target.exists() and not force:
-        raise QuantizeError(f"{target}: exists already; --force (force=True) replaces it")
-
-
-def _check_sources(file: GGUFFile, plan: Plan, allow_requantize: bool) -> None:
+def _check_types(model: Source, plan: Plan, allow_requantize: bool) -> None:
     """Refuse weights that were rounded before, unless the caller insists, and types that cannot be read."""
     for tensor in plan.tensors:
         source = tensor.source.type
@@ -192,56 +183,34 @@ def _check_sources(file: GGUFFile, plan: Plan, allow_requantize: bool) -> None:
             continue
         if source.name not in DEQUANTIZERS:
             raise QuantizeError(
-                f"{file.path}: {tensor.source.name} is {source.name}, which cannot be widened here"
+                f"{model.path}: {tensor.source.name} is {source.name}, which cannot be widened here"
             )
         if source.block > 1 and not allow_requantize:
             raise QuantizeError(
-                f"{file.path}: {tensor.source.name} is {source.name} already, errors would add up; start from the "
+                f"{model.path}: {tensor.source.name} is {source.name} already, errors would add up; start from the "
                 "F32, F16 or BF16 file, or insist with --allow-requantize (allow_requantize=True)"
             )
 
 
-@contextmanager
-def _as_gguf(source: Path, target: Path, progress: bool) -> Iterator[Path]:
-    """Give a GGUF file: the source, or the source converted to float16 for as long as it is needed."""
-    if not source.is_dir():
-        yield source
-        return
-    from phicourse.convert import convert
-
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.f16.gguf")
-    try:
-        yield convert(source, temporary, "f16", progress=progress)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write(
-    file: GGUFFile,
-    plan: Plan,
-    target: Path,
-    force: bool,
-    threads: int | None,
-    backend: Backend,
-    progress: bool,
+    writer: GGUFWriter, model: Source, plan: Plan, threads: int | None, backend: Backend, progress: bool
 ) -> None:
     """Write the new file: metadata, then every tensor."""
-    bar = tqdm(total=plan.source_bytes, unit="B", unit_scale=True, delay=1, disable=not progress)
-    with bar, GGUFWriter(target, force=force) as writer:
-        for key, value in _metadata(file, plan.mix).items():
-            writer.add(key, value.value, value.type, value.element)
-        for tensor in plan.tensors:
-            writer.declare(tensor.source.name, _stored_shape(tensor.source), tensor.type)
+    for key, value in _metadata(model, plan.mix).items():
+        writer.add(key, value.value, value.type, value.element)
+    for tensor in plan.tensors:
+        writer.declare(tensor.source.name, _stored_shape(tensor.source), tensor.type)
+    with byte_bar(plan.source_bytes, progress) as bar:
         for tensor in plan.tensors:
             bar.set_description(tensor.source.name, refresh=False)
-            for first_row, data in _chunks(file, tensor.source):
+            for first_row, data in model.chunks(tensor.source):
                 writer.write(tensor.source.name, _convert(data, tensor, first_row, threads, backend))
                 bar.update(data.nbytes)
 
 
-def _metadata(file: GGUFFile, mix: Mix) -> dict[str, Value]:
+def _metadata(model: Source, mix: Mix) -> dict[str, Value]:
     """Return the input's pairs, then how this file is stored; those of a split set stay behind."""
-    kept = {key: value for key, value in file.metadata.items() if key not in _SPLIT_KEYS}
+    kept = {key: value for key, value in model.metadata.items() if key not in _SPLIT_KEYS}
     if kept.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
         del kept["general.alignment"]  # the output has the default one
     for key, number in (("general.quantization_version", _VERSION), ("general.file_type", mix.file_type)):
@@ -253,29 +222,6 @@ def _metadata(file: GGUFFile, mix: Mix) -> dict[str, Value]:
 def _stored_shape(tensor: TensorInfo) -> tuple[int, ...]:
     """Return the shape without outermost sizes of 1, which ggml does not write."""
     return tensor.shape[-n_dimensions(tensor) :] or (1,)
-
-
-def _chunks(file: GGUFFile, tensor: TensorInfo) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Cut a tensor into rows that fit in a chunk: yields the first row's number and (rows, n_blocks) blocks."""
-    blocks = file.blocks(tensor.name)
-    step = max(1, _CHUNK // (tensor.shape[-1] if tensor.shape else 1))
-    for start in range(0, len(blocks), step):
-        chunk = blocks[start : start + step]
-        yield start, chunk
-        _unmap(chunk, tensor.offset + start * blocks[0].nbytes)
-
-
-def _unmap(chunk: NDArray[Any], offset: int) -> None:
-    """Tell the system that the pages of a chunk, at `offset` of its file, will not be read again.
-
-    They could be taken back anyway, but until then they count as memory of this process.
-    """
-    mapping: Any = chunk
-    while isinstance(mapping, np.ndarray):
-        mapping = mapping.base
-    if isinstance(mapping, mmap.mmap) and hasattr(mapping, "madvise"):
-        start, end = (at // mmap.PAGESIZE * mmap.PAGESIZE for at in (offset, offset + chunk.nbytes))
-        mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def _convert(

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from phicourse.errors import QuantizeError
 from phicourse.gguf.types import TENSOR_TYPES, TensorType
-from phicourse.quantize import float_types, k_quants, legacy
+from phicourse.quantize import (
+    float_types,
+    iq1,
+    k_quants,
+    lattice,
+    legacy,
+    low_k_quants,
+    nonlinear,
+    one_and_two_bits,
+    small_floats,
+    ternary,
+)
 from phicourse.quantize.blocks import Blocks, Float32, UInt8
 from phicourse.quantize.checks import Where, as_bytes, check_blocks, check_finite, check_rows
 
@@ -38,6 +49,23 @@ QUANTIZERS: dict[str, Quantizer] = {
     "Q4_K": k_quants.quantize_q4_k,
     "Q5_K": k_quants.quantize_q5_k,
     "Q6_K": k_quants.quantize_q6_k,
+    "Q2_K": low_k_quants.quantize_q2_k,
+    "Q3_K": low_k_quants.quantize_q3_k,
+    "IQ4_NL": nonlinear.quantize_iq4_nl,
+    "IQ4_XS": nonlinear.quantize_iq4_xs,
+    "IQ3_S": lattice.quantize_iq3_s,
+    "IQ3_XXS": lattice.quantize_iq3_xxs,
+    "IQ2_S": lattice.quantize_iq2_s,
+    "IQ2_XS": lattice.quantize_iq2_xs,
+    "IQ2_XXS": lattice.quantize_iq2_xxs,
+    "IQ1_M": iq1.quantize_iq1_m,
+    "IQ1_S": iq1.quantize_iq1_s,
+    "TQ1_0": ternary.quantize_tq1_0,
+    "TQ2_0": ternary.quantize_tq2_0,
+    "MXFP4": small_floats.quantize_mxfp4,
+    "NVFP4": small_floats.quantize_nvfp4,
+    "Q1_0": one_and_two_bits.quantize_q1_0,
+    "Q2_0": one_and_two_bits.quantize_q2_0,
 }
 DEQUANTIZERS: dict[str, Dequantizer] = {
     "F32": float_types.dequantize_f32,
@@ -51,10 +79,28 @@ DEQUANTIZERS: dict[str, Dequantizer] = {
     "Q4_K": k_quants.dequantize_q4_k,
     "Q5_K": k_quants.dequantize_q5_k,
     "Q6_K": k_quants.dequantize_q6_k,
+    "Q2_K": low_k_quants.dequantize_q2_k,
+    "Q3_K": low_k_quants.dequantize_q3_k,
+    "IQ4_NL": nonlinear.dequantize_iq4_nl,
+    "IQ4_XS": nonlinear.dequantize_iq4_xs,
+    "IQ3_S": lattice.dequantize_iq3_s,
+    "IQ3_XXS": lattice.dequantize_iq3_xxs,
+    "IQ2_S": lattice.dequantize_iq2_s,
+    "IQ2_XS": lattice.dequantize_iq2_xs,
+    "IQ2_XXS": lattice.dequantize_iq2_xxs,
+    "IQ1_M": iq1.dequantize_iq1_m,
+    "IQ1_S": iq1.dequantize_iq1_s,
+    "TQ1_0": ternary.dequantize_tq1_0,
+    "TQ2_0": ternary.dequantize_tq2_0,
+    "MXFP4": small_floats.dequantize_mxfp4,
+    "NVFP4": small_floats.dequantize_nvfp4,
+    "Q1_0": one_and_two_bits.dequantize_q1_0,
+    "Q2_0": one_and_two_bits.dequantize_q2_0,
 }
 
 # Weights that the NumPy path takes at once: what it makes of them still fits into a processor's cache.
 _NUMPY_CHUNK = 1 << 17
+_MAX_THREADS = 1024  # as the engine has it
 
 _replaced: ContextVar[Mapping[str, Quantizer]] = ContextVar("replaced quantizers")
 
@@ -181,7 +227,7 @@ def _native_for(type_name: str, backend: Backend) -> ModuleType | None:
     if backend == "numpy":
         return None
     native = _native()
-    if native is not None and type_name in {"F32", "F16", "BF16", *native.block_layouts()}:
+    if native is not None and type_name in _native_types(native):
         return native
     if backend == "native":
         lacks = "was not built" if native is None else f"has no {type_name}"
@@ -189,9 +235,18 @@ def _native_for(type_name: str, backend: Backend) -> ModuleType | None:
     return None
 
 
+def _native_types(native: ModuleType) -> set[str]:
+    """The types that the compiled module has; QuantizeError where PHICOURSE_ISA asks for what cannot run here."""
+    try:
+        native.isa()
+    except RuntimeError as error:
+        raise QuantizeError(str(error)) from None
+    return {"F32", "F16", "BF16", *native.block_layouts()}
+
+
 def _threads(threads: int | None) -> int:
-    if threads is not None and threads < 1:
-        raise QuantizeError(f"{threads} threads cannot work; give 1 or more")
+    if threads is not None and not 1 <= threads <= _MAX_THREADS:
+        raise QuantizeError(f"{threads} threads cannot work; give 1 to {_MAX_THREADS}")
     if threads is None and hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return threads or os.cpu_count() or 1

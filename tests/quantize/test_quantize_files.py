@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from quantize_oracles import llama_quantize, sha256, tensor_overrides
 
+from phicourse.convert import streaming
 from phicourse.errors import GGUFError, QuantizeError
 from phicourse.gguf import GGUFFile, GGUFWriter, ValueType, float32_to_bfloat16, tensor_type
-from phicourse.quantize import MIXES, QUANTIZERS, Plan, files, quantize, use
+from phicourse.quantize import MIXES, QUANTIZERS, Plan, files, quantize, sources, use
 
 IDS = {mix.name: mix.file_type for mix in MIXES.values()}
 
@@ -161,7 +162,7 @@ def test_same_type_again_changes_nothing(small: Path, tmp_path: Path) -> None:
 
 def test_chunks_leave_no_trace(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantize(small, tmp_path / "whole.gguf", "Q4_K_M", progress=False)
-    monkeypatch.setattr(files, "_CHUNK", 256 * 7)
+    monkeypatch.setattr(sources, "_CHUNK", 256 * 7)
     assert sha256(quantize(small, tmp_path / "chunks.gguf", "Q4_K_M", progress=False)) == sha256(whole)
 
 
@@ -243,7 +244,7 @@ def test_stories260k_from_checkpoint_to_the_bytes_of_llama(
     from_checkpoint_to_the_bytes_of_llama(stories260k, mix, tmp_path)
 
 
-@pytest.mark.parametrize("mix", ["Q4_K_M", "Q5_K_S", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize("mix", ["Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"])
 def test_phi_tiny_from_checkpoint_to_the_bytes_of_llama(phi_tiny: Path, mix: str, tmp_path: Path) -> None:
     if not (phi_tiny / "model.safetensors").is_file():
         pytest.skip("needs the embedded model, data/phi-tiny")
@@ -254,10 +255,57 @@ def from_checkpoint_to_the_bytes_of_llama(checkpoint: Path, mix: str, tmp_path: 
     from phicourse.convert import convert
 
     ours = quantize(checkpoint, tmp_path / "ours.gguf", mix, progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["ours.gguf"]  # the float16 file is gone
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.gguf"]
     half = convert(checkpoint, tmp_path / "f16.gguf", "f16", progress=False)
     llama_quantize(half, tmp_path / "theirs.gguf", IDS[mix])
     assert sha256(ours) == sha256(tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize(("mix", "outtype"), [("F32", "f32"), ("BF16", "bf16"), ("F16", "f16")])
+def test_mixes_without_blocks_are_conversions(
+    mix: str, outtype: str, stories260k: Path, tmp_path: Path
+) -> None:
+    from phicourse.convert import convert
+
+    ours = quantize(stories260k, tmp_path / "ours.gguf", mix, progress=False)
+    direct = convert(stories260k, tmp_path / "direct.gguf", outtype, progress=False)
+    with GGUFFile.open(ours) as a, GGUFFile.open(direct) as b:
+        assert set(a.tensors) == set(b.tensors)
+        assert all(np.array_equal(a.data(name), b.data(name)) for name in a.tensors)
+
+
+def test_a_checkpoint_is_read_in_one_pass(
+    stories260k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other file is written on the way, and none at all for a plan."""
+    opened: list[Path] = []
+
+    class Recorder(GGUFWriter):
+        def __init__(self, path: Path, **options: object) -> None:
+            opened.append(Path(path))
+            super().__init__(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "GGUFWriter", Recorder)
+    monkeypatch.setattr(streaming, "GGUFWriter", Recorder)
+    plan = quantize(stories260k, tmp_path / "out.gguf", "Q4_0", dry_run=True)
+    assert isinstance(plan, Plan) and not opened
+    quantize(stories260k, tmp_path / "out.gguf", "Q4_0", progress=False)
+    assert opened == [tmp_path / "out.gguf"]
+
+
+def test_a_checkpoint_s_own_files_are_never_replaced(stories260k: Path, tmp_path: Path) -> None:
+    for path in stories260k.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(GGUFError, match="is an input, too"):
+        quantize(tmp_path, tmp_path / "model.safetensors", "Q4_0", force=True, progress=False)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_pattern_without_a_tensor_is_mentioned(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantize(small, small, "Q8_0", dry_run=True, tensor_types=["attn_qvk=q4_0", "ffn_up=q4_0"])
+    said = capsys.readouterr().err
+    assert "attn_qvk" in said and "ffn_up" not in said
 
 
 # ---- plans and refusals --------------------------------------------------------------------------------
@@ -293,14 +341,14 @@ def test_output_gets_a_name(small: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten_by_accident(small: Path, tmp_path: Path) -> None:
     there = tmp_path / "there.gguf"
     there.write_bytes(b"precious")
-    with pytest.raises(QuantizeError, match="exists already; --force"):
+    with pytest.raises(GGUFError, match="exists already; --force"):
         quantize(small, there, "Q8_0", progress=False)
     assert there.read_bytes() == b"precious"
     quantize(small, there, "Q8_0", force=True, progress=False)
     assert there.read_bytes()[:4] == b"GGUF"
     link = tmp_path / "link.gguf"
     link.symlink_to(there)
-    with pytest.raises(QuantizeError, match="is the input, too"):
+    with pytest.raises(GGUFError, match="is an input, too"):
         quantize(there, link, "Q8_0", force=True, progress=False)
 
 
@@ -340,9 +388,9 @@ def test_types_that_cannot_be_widened_are_refused(tmp_path: Path) -> None:
     with GGUFWriter(tmp_path / "in.gguf") as writer:
         writer.add("general.architecture", "phi3", ValueType.STRING)
         writer.add("phi3.block_count", 1, ValueType.UINT32)
-        writer.declare("blk.0.ffn_up.weight", (2, 256), "IQ4_XS")
-        writer.write("blk.0.ffn_up.weight", np.zeros((2, 136), np.uint8))
-    with pytest.raises(QuantizeError, match=r"blk\.0\.ffn_up\.weight is IQ4_XS, which cannot be widened"):
+        writer.declare("blk.0.ffn_up.weight", (2, 256), "Q8_K")
+        writer.write("blk.0.ffn_up.weight", np.zeros((2, 292), np.uint8))
+    with pytest.raises(QuantizeError, match=r"blk\.0\.ffn_up\.weight is Q8_K, which cannot be widened"):
         quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q8_0", allow_requantize=True)
 
 

@@ -278,7 +278,7 @@ def test_pure_has_no_exceptions() -> None:
         ({"tensor_types": ["(=q8_0"]}, "no regular expression"),
         ({"tensor_types": ["ffn=q9_0"]}, "'q9_0'; known types are F32, F16"),
         ({"output_tensor_type": "Q4_K_M"}, "'Q4_K_M'; known types are"),
-        ({"token_embedding_type": "IQ2_XS"}, "'IQ2_XS'; known types are"),
+        ({"token_embedding_type": "Q8_K"}, "'Q8_K'; known types are"),
     ],
 )
 def test_bad_overrides_are_named(overrides: dict[str, object], message: str) -> None:

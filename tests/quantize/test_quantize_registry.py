@@ -138,7 +138,7 @@ def test_rows_that_are_not_contiguous() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantize_rows(X, "Q3_K"), r"cannot quantize to 'Q3_K'; known types are F32, .*Q6_K"),
+        (lambda: quantize_rows(X, "Q8_K"), r"cannot quantize to 'Q8_K'; known types are F32, .*Q6_K"),
         (lambda: quantize_rows(X[:, :300], "Q4_K"), "rows of 300 weights cannot be cut into blocks of 256"),
         (lambda: quantize_rows(X[0], "Q4_K"), r"got the shape \(512,\)"),
         (lambda: quantize_rows(X.astype(np.float64), "Q4_K"), "F32 weights are float32, got float64"),

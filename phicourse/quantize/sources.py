@@ -1,0 +1,113 @@
+"""What is quantized: a GGUF file, or a checkpoint as the GGUF file that it would become, in chunks of rows."""
+
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phicourse.checkpoint import Checkpoint
+from phicourse.convert.streaming import plan_conversion
+from phicourse.gguf import GGUFFile, TensorInfo, Value
+
+# Weights in a chunk: 8 MiB of float16, enough to keep many threads busy, little enough for any machine.
+_CHUNK = 1 << 22
+# mix -> outtype of a checkpoint on its way; all others take the way over float16, as llama.cpp's tools do.
+_OUTTYPES = {"F32": "f32", "BF16": "bf16"}
+
+Chunks = Iterator[tuple[int, NDArray[Any]]]  # number of the first row, (rows, n_blocks) blocks
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to quantize.
+
+    path      for error messages
+    inputs    all files that are read
+    metadata  the pairs of the GGUF file; tensors: its tensors
+    chunks    gives a tensor's rows, some at a time and in order
+    """
+
+    path: Path
+    inputs: list[Path]
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+    n_layers: int
+    n_experts: int
+    chunks: Callable[[TensorInfo], Chunks]
+
+
+@contextmanager
+def open_source(path: Path, mix_name: str) -> Iterator[Source]:
+    """Open a GGUF file or a checkpoint folder that is to become a file of the mix."""
+    if path.is_dir():
+        yield _from_checkpoint(Checkpoint.open(path), _OUTTYPES.get(mix_name, "f16"))
+        return
+    with GGUFFile.open(path) as file:
+        yield _from_file(file)
+
+
+def _from_file(file: GGUFFile) -> Source:
+    architecture = file.get("general.architecture", str)
+    return Source(
+        path=file.path,
+        inputs=file.paths,
+        metadata=file.metadata,
+        tensors=file.tensors,
+        n_layers=file.get(f"{architecture}.block_count", int),
+        n_experts=file.get(f"{architecture}.expert_count", int, 0),
+        chunks=lambda tensor: _mapped_chunks(file, tensor),
+    )
+
+
+def _from_checkpoint(checkpoint: Checkpoint, outtype: str) -> Source:
+    conversion = plan_conversion(checkpoint, outtype)
+    by_name = {tensor.name: (tensor, type) for tensor, type in conversion.tensors}
+
+    def chunks(tensor: TensorInfo) -> Chunks:
+        first_row = 0
+        for rows in conversion.chunks(*by_name[tensor.name]):
+            yield first_row, rows
+            first_row += len(rows)
+
+    return Source(
+        path=checkpoint.folder,
+        inputs=checkpoint.inputs,
+        metadata={key: Value(kind, value, element) for key, value, kind, element in conversion.pairs},
+        tensors={
+            tensor.name: TensorInfo(
+                tensor.name, tensor.shape, type, 0, prod(tensor.shape[:-1]) * type.row_bytes(tensor.shape[-1])
+            )
+            for tensor, type in conversion.tensors
+        },
+        n_layers=checkpoint.config.n_layers,
+        n_experts=0,
+        chunks=chunks,
+    )
+
+
+def _mapped_chunks(file: GGUFFile, tensor: TensorInfo) -> Chunks:
+    blocks = file.blocks(tensor.name)
+    step = max(1, _CHUNK // (tensor.shape[-1] if tensor.shape else 1))
+    for start in range(0, len(blocks), step):
+        chunk = blocks[start : start + step]
+        yield start, chunk
+        _unmap(chunk, tensor.offset + start * blocks[0].nbytes)
+
+
+def _unmap(chunk: NDArray[Any], offset: int) -> None:
+    """Tell the system that the pages of a chunk, at `offset` of its file, will not be read again.
+
+    They could be taken back anyway, but until then they count as memory of this process.
+    """
+    mapping: Any = chunk
+    while isinstance(mapping, np.ndarray):
+        mapping = mapping.base
+    if isinstance(mapping, mmap.mmap) and hasattr(mapping, "madvise"):
+        start, end = (at // mmap.PAGESIZE * mmap.PAGESIZE for at in (offset, offset + chunk.nbytes))
+        mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
