@@ -1,6 +1,5 @@
 """A checkpoint folder as one thing: its config and all its tensors, whichever shard they are in."""
 
-import html
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +12,13 @@ from phicourse.checkpoint.config import PhiConfig, read_config
 from phicourse.checkpoint.json_file import read_json_object
 from phicourse.checkpoint.safetensors import SafeTensor, SafetensorsFile
 from phicourse.errors import CheckpointError
+from phicourse.gguf.layers import Tensor, layer_table
 from phicourse.gguf.types import bfloat16_to_float32
 
 INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 PICKLED = ("*.bin", "*.pt", "*.pth")
+DESCRIPTIONS = ("*.json", "*.model", "*.jinja", "README.md")
 FLOATS = ("F64", "F32", "F16", "BF16")
 RESUME = "incomplete download? (phicourse download resumes it)"
 
@@ -77,6 +78,12 @@ class Checkpoint:
         return path if path.is_file() else None
 
     @property
+    def inputs(self) -> list[Path]:
+        """All files that the checkpoint consists of; others may lie beside them."""
+        described = [path for pattern in DESCRIPTIONS for path in self.folder.glob(pattern)]
+        return [*(shard.path for shard in self.shards), *described]
+
+    @property
     def n_weights(self) -> int:
         """How many numbers all tensors have together."""
         return sum(int(np.prod(tensor.shape, dtype=object)) for _, tensor in self.tensors.values())
@@ -98,20 +105,14 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder / INDEX}: does not name tensor {extra[:200]} of the files")
 
     def __repr__(self) -> str:
-        return f"Checkpoint({str(self.folder)!r}, {len(self.tensors)} tensors, {self.n_weights:,} weights)"
+        return f"Checkpoint({self.folder.name!r}, {len(self.tensors)} tensors, {self.n_weights:,} weights)"
 
     def _repr_html_(self) -> str:
-        """Show the checkpoint in a notebook as a table of its tensors."""
-        rows = "".join(_table_row(file, tensor) for file, tensor in self.tensors.values())
-        title = html.escape(f"{self.folder.name}: {len(self.tensors)} tensors, {self.n_weights:,} weights")
-        head = "".join(f"<th>{title}</th>" for title in ("tensor", "shape", "dtype", "bytes", "file"))
-        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _table_row(file: SafetensorsFile, tensor: SafeTensor) -> str:
-    shape = " × ".join(str(size) for size in tensor.shape)
-    cells = (tensor.name, shape, tensor.dtype, f"{tensor.nbytes:,}", file.path.name)
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+        """Show the checkpoint in a notebook as a table of its tensors: equal layers are one row."""
+        files = f"{len(self.shards)} files" if len(self.shards) > 1 else self.shards[0].path.name
+        about = f"{len(self.tensors)} tensors, {self.n_weights:,} weights, in {files}"
+        tensors = [Tensor(t.name, t.shape, t.dtype, t.nbytes) for _, t in self.tensors.values()]
+        return layer_table(self.folder.resolve().name, about, tensors)
 
 
 def _collect(shards: Iterable[SafetensorsFile]) -> dict[str, tuple[SafetensorsFile, SafeTensor]]:

@@ -113,6 +113,14 @@ def test_shows_itself_as_a_table(folder: Path) -> None:
     assert "&lt;b&gt;" in html and "<b>" not in html and "4,000" in html
 
 
+def test_shows_equal_layers_as_one_row_and_no_path(folder: Path) -> None:
+    write_shard(folder / "model.safetensors", {f"layers.{i}.norm": ones(1000) for i in range(3)})
+    checkpoint = Checkpoint.open(folder)
+    html = checkpoint._repr_html_()
+    assert "layers.*.norm" in html and "<td>3</td>" in html and "12,000" in html
+    assert str(folder.parent) not in html + repr(checkpoint)
+
+
 def test_stories260k(stories260k: Path) -> None:
     checkpoint = Checkpoint.open(stories260k)
     assert len(checkpoint.tensors) == 33
