@@ -26,7 +26,7 @@ export PYTHONNOUSERSITE   := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run lab test lint test-native test-python test-notebooks bench train oracles clean
+.PHONY: help run lab test lint test-native test-python test-notebooks notebooks bench train oracles clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -59,7 +59,13 @@ test-notebooks: $(VENV)/.test
 	$(SAY) "running the notebooks from top to bottom"
 	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -p no:cacheprovider notebooks
 
-bench: $(VENV)/.test ## speed side by side with llama.cpp, as ratios
+notebooks: $(VENV)/.lab ## run the notebooks and keep their outputs, as they are committed
+	$(SAY) "running the notebooks and saving their outputs"
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --execute \
+	  --NotebookClient.record_timing=False notebooks/*.ipynb
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --coalesce-streams notebooks/*.ipynb
+
+bench: $(VENV)/.test $(SDIST) ## speed side by side with llama.cpp, as ratios
 	$(SAY) "measuring against llama-cpp-python $(LLAMA)"
 	@$(BIN)/python tests/benchmarks/bench_vs_llama_cpp.py
 

@@ -6,26 +6,34 @@ one line; 2: wrong usage. Nothing heavy is imported before a verb needs it.
 
 import errno
 import json
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from phicourse import __version__
 from phicourse.errors import GenerateError, PhiCourseError
+from phicourse.quantize.mixes import MIXES
 
-NO_TRACEBACK: tuple[Any, ...] = (
-    typer.Exit,
-    typer.Abort,
-    typer.BadParameter.__mro__[2],
-)  # the last one: ClickException
-INTERRUPTED = {"convert": "interrupted, nothing was written", "quantize": "interrupted, nothing was written"}
+if TYPE_CHECKING:
+    from phicourse.generate import LLM
+
+INTERRUPTED = {
+    "convert": "interrupted, nothing was written",
+    "quantize": "interrupted, nothing was written",
+    "download": "interrupted; what has arrived is kept, the same command resumes",
+}
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Verbs(TyperGroup):
@@ -33,9 +41,11 @@ class Verbs(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Let `--debug` stand behind the verb as well."""
-        if "--debug" in args:
-            args = ["--debug", *(arg for arg in args if arg != "--debug")]
-        return super().parse_args(ctx, args)
+        end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:end]:
+            args = ["--debug", *(arg for arg in args[:end] if arg != "--debug"), *args[end:]]
+        with errors_as_one_line(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the verb."""
@@ -45,7 +55,26 @@ class Verbs(TyperGroup):
             return result
 
 
-app = typer.Typer(
+class Verb(TyperCommand):
+    """A verb whose usage line has arguments as the manual writes them: FILE, not {FILE}."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the parts of the usage line."""
+        return [
+            piece.removesuffix("...").strip("{}") if piece.startswith("{") else piece
+            for piece in super().collect_usage_pieces(ctx)
+        ]
+
+
+class App(typer.Typer):
+    """The application: every command of it is a `Verb`."""
+
+    def command(self, **settings: Any) -> Callable[[Function], Function]:  # type: ignore[override]
+        """Register a function as a verb."""
+        return super().command(cls=Verb, **settings)
+
+
+app = App(
     cls=Verbs,
     add_completion=False,
     no_args_is_help=True,
@@ -56,12 +85,26 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script `phicourse`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    """Run the command line and end the program."""
+    prepare_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
-    app(prog_name="phicourse")
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        app(prog_name="phicourse")
+    except KeyboardInterrupt:  # before a verb began
+        print("phicourse: interrupted", file=sys.stderr)
+        sys.exit(1)
+
+
+def prepare_streams() -> None:
+    """Make the standard streams take everything: bytes of file names that are no UTF-8 go through unchanged."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as with `>&-`
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the program ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "replace")
 
 
 @contextmanager
@@ -72,10 +115,10 @@ def errors_as_one_line(ctx: typer.Context) -> Iterator[None]:
     """
     try:
         yield
-    except NO_TRACEBACK:
-        raise
     except (Exception, KeyboardInterrupt) as error:
-        if ctx.params["debug"]:
+        if hasattr(error, "exit_code") or isinstance(error, typer.Abort):
+            raise  # Typer's own: wrong usage, --help
+        if ctx.params.get("debug"):
             traceback.print_exc()
         if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE:
             drop_output()
@@ -96,6 +139,9 @@ def one_line(error: BaseException, verb: str) -> str:
         place = f"{error.filename}: " if error.filename is not None else ""
         text = f"{place}{error.strerror or error}"
         text += "; free some space and try again" * (error.errno == errno.ENOSPC)
+    elif isinstance(error, ImportError) and error.name and not error.name.startswith("phicourse"):
+        package = error.name.partition(".")[0]
+        text = f"the Python package {package} is missing here: pip install {package}"
     elif isinstance(error, MemoryError):
         text = f"not enough memory: close other programs or take a smaller model ({error})"
     else:
@@ -109,8 +155,18 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        print(f"phicourse {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show a traceback with errors; may stand anywhere.")
     ] = False,
@@ -118,20 +174,50 @@ def options(
     """A Phi model from checkpoint to GGUF, quantized, and run."""
 
 
+def a_path(text: str | Path) -> Path:
+    """A path from the command line. An empty one, of a shell variable that is not set, is no current folder."""
+    if not str(text):
+        raise typer.BadParameter("it is empty")
+    return Path(text)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document. JSON has no infinity and no NaN: null stands for them."""
+    print(json.dumps(finite(document), indent=2, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads.  [default: all cores]")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, metavar="N", help="Threads at work.  [default: all cores]")
+]
 Context = Annotated[
     int | None,
     typer.Option("--ctx", min=1, metavar="N", help="Context in tokens.  [default: the model's, up to 4096]"),
 ]
-Model = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")]
+Model = Annotated[Path, typer.Argument(parser=a_path, metavar="FILE", help="A GGUF file.")]
 
 
 @app.command()
 def demo(
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder for the files.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=a_path,
+            metavar="DIR",
+            help="Folder for the files.  [default: phi-tiny-demo]",
+        ),
     ] = None,
     force: Force = False,
     threads: Threads = None,
@@ -143,12 +229,38 @@ def demo(
 
 
 @app.command()
+def download(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="Owner and name, as microsoft/Phi-3.5-mini-instruct.")
+    ],
+    revision: Annotated[str, typer.Option(metavar="R", help="A branch, tag or commit.")] = "main",
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            parser=a_path, metavar="FOLDER", help="Folder for the files.  [default: the cache, HF_HOME]"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files in FOLDER that differ from the Hub's.")
+    ] = False,
+) -> None:
+    """Fetch a model from the Hugging Face Hub and print its folder."""
+    from phicourse.checkpoint.download import download
+    from phicourse.doctor import available_memory
+
+    print(download(repo, revision, to, force=force, memory=available_memory()))
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face checkpoint folder.")
+        Path, typer.Argument(parser=a_path, metavar="CHECKPOINT", help="A Hugging Face checkpoint folder.")
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--outfile", metavar="OUT", help="The GGUF file to write.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", "--outfile", parser=a_path, metavar="OUT", help="The GGUF file to write."
+        ),
     ] = None,
     outtype: Annotated[str, typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0 or auto.")] = "f16",
     force: Force = False,
@@ -159,16 +271,16 @@ def convert(
     print(convert(checkpoint, out, outtype, force=force))
 
 
-@app.command()
+@app.command(
+    short_help="Write a smaller GGUF file and print its path.",
+    help=f"""Write a smaller GGUF file and print its path.
+
+    IN is a GGUF file or a checkpoint folder. OUT is the new file, or a folder for it; without OUT it is
+    ggml-model-TYPE.gguf beside IN. TYPE is one of {", ".join(MIXES)}.
+    """,
+)
 def quantize(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IN [OUT] TYPE",
-            help="IN: a GGUF file or a checkpoint folder; TYPE: such as Q4_K_M.",
-            show_default=False,
-        ),
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="IN [OUT] TYPE", hidden=True)],
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Do not quantize output.weight.")
@@ -192,11 +304,13 @@ def quantize(
     threads: Threads = None,
     force: Force = False,
 ) -> None:
-    """Write a smaller GGUF file and print its path."""
+    """Write a smaller GGUF file and print its path; the help text is above."""
     from phicourse.quantize import quantize
 
     if len(paths) not in (2, 3):
         raise typer.BadParameter(f"expected IN [OUT] TYPE, got {len(paths)} of them")
+    if "" in paths:
+        raise typer.BadParameter("one of IN, OUT and TYPE is empty")
     print(
         quantize(
             paths[0],
@@ -228,9 +342,9 @@ def info(
     from phicourse.gguf import verify as damaged_tensors
 
     gguf = GGUFFile.open(file)
-    damage = damaged_tensors(gguf) if verify else []
+    damage = damaged_tensors(gguf, progress=True) if verify else []
     if as_json:
-        print(json.dumps(summary(gguf) | ({"damaged": damage} if verify else {}), indent=2))
+        print_json(summary(gguf) | ({"damaged": damage} if verify else {}))
     else:
         print(describe(gguf, tensors=tensors))
     if damage:
@@ -249,8 +363,11 @@ def tokenize(
 
     tokenizer = Tokenizer.from_gguf(GGUFFile.open(file))
     for token in tokenizer.encode(checked(text), add_special=True, parse_special=True):
-        piece = tokenizer.stream(special=True, continues=True)  # alone, but with the space in front
-        print(f"{token:6d} -> {piece.push(token) + piece.finish()!r}")
+        decoder = tokenizer.stream(special=True, continues=True)  # alone, but with the space in front
+        piece = decoder.push(token) + decoder.finish()
+        if "\ufffd" in piece:  # a lone byte is no text
+            piece = tokenizer.vocabulary.tokens[token]
+        print(f"{token:6d} -> {piece!r}")
 
 
 def checked(text: str) -> str:
@@ -300,7 +417,7 @@ def run(
 
     if gpu_layers:
         raise GenerateError("--gpu-layers: this engine runs on the CPU only; leave the option out")
-    text = decoded(sys.stdin.buffer.read(), "standard input") if prompt == "-" else checked(prompt)
+    text = read_prompt(prompt)
     llm = load(file, n_ctx=ctx, threads=threads)
     options = {
         "max_tokens": None if n < 0 else n,
@@ -319,6 +436,25 @@ def run(
             print(piece, end="", flush=True)
     finally:
         print()  # after Ctrl-C, too
+    warn_if_cut(llm, n)
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt of the command line; for - that of standard input, without the newline that ends its last line."""
+    if prompt != "-":
+        return checked(prompt)
+    text = decoded(sys.stdin.buffer.read(), "standard input")
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise GenerateError("standard input is empty, there is no prompt")
+    return text
+
+
+def warn_if_cut(llm: "LLM", n: int) -> None:
+    """Say so where the context, and not the model or -n, ended the answer."""
+    run = llm.last_run
+    if run is not None and run.finish_reason == "length" and not 0 <= n <= len(run.tokens):
+        print(f"phicourse: cut off, the context of {llm.n_ctx:,} tokens is full", file=sys.stderr)
 
 
 @app.command()
@@ -336,12 +472,15 @@ def chat(
 @app.command()
 def perplexity(
     file: Model,
-    text: Annotated[Path, typer.Option("-f", "--file", metavar="TEXT", help="A text file, UTF-8.")],
+    text: Annotated[
+        Path, typer.Option("-f", "--file", parser=a_path, metavar="TEXT", help="A text file, UTF-8.")
+    ],
     ctx: Annotated[int, typer.Option(min=4, metavar="N", help="Tokens a chunk.")] = 512,
     chunks: Annotated[int, typer.Option(min=-1, metavar="N", help="Chunks at most; -1: all.")] = -1,
     kl_base: Annotated[
         Path | None,
         typer.Option(
+            parser=a_path,
             metavar="F",
             help="Log-probabilities of a base model: compared with F, written where F is not there.",
         ),
@@ -356,11 +495,16 @@ def perplexity(
     llm = load(file, n_ctx=ctx)
     with progress_bar("chunk") as progress:
         result = evaluate_text(
-            llm, words, chunks=chunks if chunks > 0 else None, kl_base=kl_base, progress=progress
+            llm, words, chunks=None if chunks < 0 else chunks, kl_base=kl_base, progress=progress
         )
     if as_json:
-        print(json.dumps({"model": str(file), "text": str(text)} | result, indent=2))
-        return
+        print_json({"model": str(file), "text": str(text)} | result)
+    else:
+        print_perplexity(result)
+
+
+def print_perplexity(result: dict[str, Any]) -> None:
+    """Print what `evaluate_text` found."""
     print(
         f"perplexity {result['perplexity']:.4f} ± {result['stderr']:.4f}, {result['tokens']:,} tokens scored"
     )
@@ -412,13 +556,27 @@ def bench(
     measured = bench(llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, bos=bos)
     if as_json:
         size = sum(tensor.nbytes for tensor in llm.tensors)
-        print(
-            json.dumps([m.as_dict() | {"model": str(file), "tensor_bytes": size} for m in measured], indent=2)
-        )
+        print_json([m.as_dict() | {"model": str(file), "tensor_bytes": size} for m in measured])
         return
-    print(f"{file.name}, {llm.backend.name}, {repetitions} repetitions")
+    print(f"{file.name}, {llm.backend.name}, mean of {repetitions}")
     for m in measured:
         print(f"{m.test:8s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(parser=a_path, metavar="A", help="A GGUF file.")],
+    b: Annotated[Path, typer.Argument(parser=a_path, metavar="B", help="The file to compare with it.")],
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two files: keys, tensors, types, bytes, error."""
+    from phicourse.evaluate.diff import diff
+
+    difference = diff(a, b)
+    if as_json:
+        print_json(difference.as_dict())
+    else:
+        print(difference)
 
 
 @app.command()
@@ -427,6 +585,9 @@ def doctor(as_json: Json = False) -> None:
     from phicourse.doctor import examine, report
 
     checks = examine()
-    print(json.dumps([check.as_dict() for check in checks], indent=2) if as_json else report(checks))
+    if as_json:
+        print_json([check.as_dict() for check in checks])
+    else:
+        print(report(checks))
     if failed := [check.name for check in checks if not check.ok]:
         raise PhiCourseError(f"not ready: {', '.join(failed)}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint
 from phicourse.convert import convert
-from phicourse.errors import CheckpointError
+from phicourse.errors import CheckpointError, PhiCourseError
 from phicourse.evaluate.bits_per_byte import bits_per_byte
 from phicourse.generate import LLM, load
 from phicourse.gguf import GGUFFile, atomic_output
@@ -24,6 +24,7 @@ PROMPT = "Tell me a story about a dog."
 BEGINNING = "Once upon a time, there was a little dog named"
 N_STORIES = 25  # of the course's own evaluation text: enough for two digits of bits per byte
 N_CANDIDATES = 8  # next tokens in the picture
+LINE_WIDTH = 70  # of an answer: a word that begins behind this column goes to the next line
 PARTS = {
     "embedding": "token_embd.",
     "attention": ".attn_",
@@ -52,9 +53,10 @@ def run_demo(out_dir: Path | str | None = None, force: bool = False, threads: in
     returns  the path of the picture
     raises   PhiCourseError of the step that failed
     """
-    out = Path(out_dir or "phi-tiny-demo")
+    out, folder = Path(out_dir or "phi-tiny-demo"), data_folder()
+    if out.exists() and not out.is_dir():
+        raise PhiCourseError(f"{out}: is a file; --out takes a folder")
     out.mkdir(parents=True, exist_ok=True)
-    folder = data_folder()
     checkpoint = Checkpoint.open(folder / "phi-tiny")
     n_weights = sum(int(np.prod(tensor.shape)) for _, tensor in checkpoint.tensors.values())
     say(1, "checkpoint", f"phi-tiny, a Phi3ForCausalLM with {n_weights / 1e6:.1f} million weights in BF16")
@@ -102,22 +104,27 @@ def read_stories(folder: Path) -> list[str]:
 def ask(models: dict[str, LLM]) -> tuple[str, dict[str, float]]:
     """Let every model answer, print the last one's text as it comes; tokens per second by label."""
     speeds, answer = {}, ""
+    print()
     for label, model in models.items():
+        model.logits(model.tokenize(PROMPT))  # the first pass also brings the weights into memory
         start = time.perf_counter()
         pieces = model.chat([{"role": "user", "content": PROMPT}], stream=True, temperature=0, max_tokens=300)
         answer = echo(pieces) if label == list(models)[-1] else "".join(pieces)
         speeds[label] = len(model.tokenize(answer)) / (time.perf_counter() - start)
+    print()
     return answer, speeds
 
 
 def echo(pieces: Iterator[str]) -> str:
-    """Print pieces of text as they come, wrapped by the terminal; returns the whole."""
-    text = ""
-    print()
+    """Print pieces of text as they come, with lines broken between words; returns the whole."""
+    text = line = ""
     for piece in pieces:
         text += piece
+        if piece.startswith(" ") and len(line) > LINE_WIDTH:
+            piece, line = "\n" + piece[1:], ""
+        line = (line + piece).rsplit("\n", 1)[-1]
         print(piece, end="", flush=True)
-    print("\n")
+    print()
     return text
 
 
@@ -135,14 +142,14 @@ def measure(label: str, file: GGUFFile, model: LLM, stories: list[str], tokens_p
 
 
 def table(rows: list[Row]) -> str:
-    """The closing table, 62 columns wide."""
+    """The closing table, at most 80 columns wide."""
     lines = [f"{'file':10s}{'size':>11s}{'bits/weight':>14s}{'bits/byte':>12s}{'tokens/s':>12s}"]
     for row in rows:
         lines.append(
             f"{row.label:10s}{row.megabytes:8.2f} MB{row.bits_per_weight:14.2f}"
             f"{row.bits_per_byte:12.3f}{row.tokens_per_second:12.0f}"
         )
-    lines.append("bits/byte: how many bits the model needs for one byte of an unseen story; less is better")
+    lines.append("bits/byte: what the model needs for a byte of an unseen story; less is better")
     return "\n".join(lines)
 
 

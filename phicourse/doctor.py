@@ -10,7 +10,7 @@ from pathlib import Path
 
 MIN_MEMORY = 1 << 30
 MIN_DISK = 1 << 30
-RUNTIME = ("numpy", "jinja2", "sentencepiece", "tqdm", "typer", "matplotlib")
+RUNTIME = ("numpy", "huggingface-hub", "jinja2", "matplotlib", "pyyaml", "regex", "tqdm", "typer")
 LAB = ("torch", "ipywidgets", "jupyterlab", "llama-cpp-python", "transformers")
 
 

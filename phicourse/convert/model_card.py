@@ -1,22 +1,31 @@
 """Reads the front matter of a model card: the YAML between two lines `---` at the top of README.md.
 
-Only what model cards use for the facts we take: `key: text`, `key: [a, b]`, and lists of texts below a key.
-Deeper structures (`widget`, `model-index`), anchors and folded texts are stepped over. Every value stays the text
-that it is: a version 1.0 is "1.0" and the language `no` is Norwegian.
+Every scalar but null stays the text that it is: a version 1.0 is "1.0", and the language `no` is Norwegian. Objects
+(`widget`, `model-index`) are not kept: no fact that we take is one.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from phicourse.errors import ConvertError
 
-SIZE_LIMIT = 16 << 20  # bytes; cards have some 50 KB
-_KEY = re.compile(r"(?P<key>[A-Za-z_][\w-]*) *:(?: +(?P<value>.*))?")
-_ITEM = re.compile(r" *- +(?P<value>.*)")
-_NULLS = {"", "~", "null", "Null", "NULL"}
-_ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\", "/": "/"}
+SIZE_LIMIT = 16 << 20  # bytes of a card; real ones have some 50 KB
+FRONT_MATTER_LIMIT = 1 << 18  # characters: PyYAML takes a second for a quarter of a million
 
 Card = dict[str, str | list[str] | None]
+
+
+class _TextLoader(yaml.BaseLoader):  # type: ignore[misc]
+    """Makes texts, lists and objects, and None of null; `BaseLoader` makes nothing else, whatever a tag says."""
+
+
+_NULL = "tag:yaml.org,2002:null"
+_TextLoader.add_implicit_resolver(_NULL, re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_TextLoader.add_constructor(_NULL, lambda loader, node: None)
 
 
 def read_card(folder: Path) -> Card:
@@ -33,65 +42,32 @@ def read_card(folder: Path) -> Card:
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
-    return parse_card(lines[1:end])
+    try:
+        return parse_card("\n".join(lines[1:end]))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConvertError(
+            f"{path}: the lines between --- are no YAML ({reason}); mend them or move the file away"
+        ) from error
 
 
-def parse_card(lines: list[str]) -> Card:
-    """Parse front matter, see the module; the last of two equal keys wins, as in YAML."""
-    card: Card = {}
-    key = ""
-    items: list[str] | None = None  # the list that is being read
-    for line in (line.replace("\t", "  ").rstrip() for line in lines):
-        if (match := _KEY.fullmatch(line)) is not None:
-            key, text = match["key"], _without_comment(match["value"] or "")
-            items = [] if text == "" else None
-            card[key] = _flow_list(text) if text.startswith("[") else _scalar(text)
-        elif items is not None and (match := _ITEM.fullmatch(line)) is not None:
-            if (item := _item(match["value"])) is not None:
-                items.append(item)
-                card[key] = items
-        elif items is not None and line.startswith("  ") and not items:
-            items = None  # an object below the key
-    return card
+def parse_card(text: str) -> Card:
+    """Parse front matter; the last of two equal keys wins, and tabs count as two spaces, as with llama.cpp.
+
+    raises   yaml.YAMLError, ValueError or RecursionError for what is no YAML, or too much of it
+    """
+    if len(text) > FRONT_MATTER_LIMIT:
+        raise ValueError(f"{len(text):,} characters are too many")
+    document = yaml.load(text.replace("\t", "  "), Loader=_TextLoader)
+    if not isinstance(document, dict):
+        return {}
+    return {key: _plain(value) for key, value in document.items() if isinstance(key, str)}
 
 
-def _item(text: str) -> str | None:
-    """Return a list's element if it is a text: `- role: user` starts an object."""
-    text = _without_comment(text)
-    is_object = text[:1] not in "'\"" and (": " in text or text.endswith(":"))
-    return None if is_object else _scalar(text)
+def _plain(value: Any) -> str | list[str] | None:
+    """Return a text, the texts of a list, or None."""
+    return _texts(value) if isinstance(value, list) else next(iter(_texts([value])), None)
 
 
-def _without_comment(text: str) -> str:
-    """Cut ` # …` off, except inside quotes."""
-    if text[:1] in ("'", '"'):
-        end = _closing_quote(text)
-        return text[: end + 1] if end > 0 else text
-    return re.split(r"(?:^| +)#", text, maxsplit=1)[0].strip()
-
-
-def _closing_quote(text: str) -> int:
-    """Where the quotation that starts the text ends, or -1."""
-    pattern = r"'(?:[^']|'')*'" if text[0] == "'" else r'"(?:[^"\\]|\\.)*"'
-    match = re.match(pattern, text)
-    return match.end() - 1 if match else -1
-
-
-def _scalar(text: str) -> str | None:
-    """Return the text that a scalar stands for; None for null and for what is more than a text."""
-    if text in _NULLS or text[0] in "|>&*!{[":
-        return None
-    if text[0] == "'" and _closing_quote(text) == len(text) - 1:
-        return text[1:-1].replace("''", "'")
-    if text[0] == '"' and _closing_quote(text) == len(text) - 1:
-        return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text[1:-1])
-    return text
-
-
-def _flow_list(text: str) -> list[str] | None:
-    """Parse `[a, "b"]`; None where it does not end on this line or holds more than texts."""
-    if not text.endswith("]"):
-        return None
-    pieces = re.findall(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^,'"\[\]{}]+""", text[1:-1])
-    items = [_scalar(piece.strip()) for piece in pieces]
-    return [item for item in items if item is not None]
+def _texts(values: Iterable[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str)]

@@ -1,12 +1,13 @@
 """Turns a checkpoint folder into a GGUF file, a chunk of rows at a time."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint
 from phicourse.convert import phi3
@@ -15,6 +16,7 @@ from phicourse.convert.model_name import file_name
 from phicourse.convert.rows import SOURCES, Stored, default_threads, encoded_chunks
 from phicourse.errors import ConvertError
 from phicourse.gguf import GGUFWriter, TensorType, tensor_type
+from phicourse.progress import byte_bar
 from phicourse.tokenizer.vocabulary import Vocabulary
 
 # outtype -> the type of matrices, and llama.cpp's number for such a file
@@ -46,21 +48,65 @@ def convert(
     too, for a vocabulary that llama.cpp's keys describe completely.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    conversion = plan_conversion(checkpoint, outtype, compat)
+    target = checkpoint.folder if out is None else Path(out)
+    target = target / conversion.file_name if target.is_dir() else target
+    with GGUFWriter(target, force=force, inputs=checkpoint.inputs) as writer:
+        conversion.write(writer, progress)
+    return target
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint as the GGUF file that it becomes: its name, its pairs, and its tensors with their types."""
+
+    checkpoint: Checkpoint
+    file_name: str
+    pairs: list[Pair]
+    tensors: list[tuple[phi3.Tensor, TensorType]]
+
+    def write(self, writer: GGUFWriter, progress: bool) -> None:
+        """Let every tensor flow from the checkpoint into the file."""
+        for key, value, kind, element in self.pairs:
+            writer.add(key, value, kind, element)
+        for tensor, type in self.tensors:
+            writer.declare(tensor.name, tensor.shape, type)
+        total = sum(
+            prod(tensor.shape[:-1]) * type.row_bytes(tensor.shape[-1]) for tensor, type in self.tensors
+        )
+        with byte_bar(total, progress) as bar:
+            for tensor, type in self.tensors:
+                bar.set_description(tensor.name, refresh=False)
+                for chunk in self.chunks(tensor, type):
+                    writer.write(tensor.name, chunk)
+                    bar.update(chunk.nbytes)
+
+    def chunks(self, tensor: phi3.Tensor, type: TensorType) -> Iterator[NDArray[Any]]:
+        """Yield the rows of a tensor in a type, some at a time and in order: (rows, n_blocks), or its bytes."""
+        if tensor.source is None:
+            yield tensor.values.reshape(1, -1)
+            return
+        file, entry = self.checkpoint.tensors[tensor.source]
+        rows, columns = prod(entry.shape[:-1]), entry.shape[-1]
+        stored = Stored(entry.name, file.path, entry.dtype, entry.offset, rows, columns)
+        threads = default_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            yield from encoded_chunks(stored, type, pool, ahead=threads)
+
+
+def plan_conversion(checkpoint: Checkpoint, outtype: str, compat: bool = False) -> Conversion:
+    """Check all of a checkpoint but its weights, and say what file it becomes; see `convert`."""
     _check_dtypes(checkpoint)
     matrix_type, file_type = OUTTYPES[_resolve(outtype, checkpoint)]
     tensors = phi3.tensors(checkpoint)
     n_weights = sum(prod(tensor.shape) for tensor in tensors)
     facts = read_facts(checkpoint, n_weights)
-    pairs = _pairs(checkpoint, facts, n_weights, file_type, compat)
-    target = _target(checkpoint, out, file_name(facts.parts, matrix_type))
-    types = [_type_of(tensor, matrix_type) for tensor in tensors]
-    with GGUFWriter(target, force=force) as writer:
-        for key, value, type, element in pairs:
-            writer.add(key, value, type, element)
-        for tensor, stored_as in zip(tensors, types, strict=True):
-            writer.declare(tensor.name, tensor.shape, stored_as)
-        _write(writer, checkpoint, tensors, types, progress)
-    return target
+    return Conversion(
+        checkpoint,
+        file_name(facts.parts, matrix_type),
+        _pairs(checkpoint, facts, n_weights, file_type, compat),
+        [(tensor, _type_of(tensor, matrix_type)) for tensor in tensors],
+    )
 
 
 def _resolve(outtype: str, checkpoint: Checkpoint) -> str:
@@ -94,38 +140,8 @@ def _pairs(checkpoint: Checkpoint, facts: Facts, n_weights: int, file_type: int,
     return pairs if compat else [*pairs, *vocabulary.private_metadata()]
 
 
-def _target(checkpoint: Checkpoint, out: Path | str | None, name: str) -> Path:
-    target = checkpoint.folder if out is None else Path(out)
-    return target / name if target.is_dir() else target
-
-
 def _type_of(tensor: phi3.Tensor, matrix_type: str) -> TensorType:
     if tensor.is_always_f32:
         return tensor_type("F32")
     wanted = tensor_type(matrix_type)
     return wanted if tensor.shape[-1] % wanted.block == 0 else tensor_type("F16")
-
-
-def _write(
-    writer: GGUFWriter,
-    checkpoint: Checkpoint,
-    tensors: Sequence[phi3.Tensor],
-    types: Sequence[TensorType],
-    progress: bool,
-) -> None:
-    """Let every tensor flow from the checkpoint into the file."""
-    total = sum(tensor.nbytes for _, tensor in checkpoint.tensors.values())
-    bar = tqdm(total=total, unit="B", unit_scale=True, delay=1, disable=not progress, file=sys.stderr)
-    threads = default_threads()
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for tensor, type in zip(tensors, types, strict=True):
-            if tensor.source is None:
-                writer.write(tensor.name, tensor.values)
-                continue
-            bar.set_description(tensor.name, refresh=False)
-            file, entry = checkpoint.tensors[tensor.source]
-            rows, columns = prod(entry.shape[:-1]), entry.shape[-1]
-            stored = Stored(entry.name, file.path, entry.dtype, entry.offset, rows, columns)
-            for chunk in encoded_chunks(stored, type, pool, ahead=threads):
-                writer.write(tensor.name, chunk)
-                bar.update(entry.nbytes * len(chunk) // rows)

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
 from phicourse.errors import GenerateError
@@ -14,18 +13,10 @@ from phicourse.generate.generate import Run, StopStrings, check_prompt, generate
 from phicourse.generate.sampling import Float32Array, Sampler
 from phicourse.gguf import GGUFFile
 from phicourse.gguf.describe import printable
+from phicourse.gguf.layers import Tensor, layer_table
 from phicourse.tokenizer import Tokenizer
 
 BackendName = Literal["native", "torch"]
-
-
-class Tensor(NamedTuple):
-    """What there is to show of one tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    nbytes: int
 
 
 def load(
@@ -204,20 +195,12 @@ class LLM:
 
     def _repr_html_(self) -> str:
         """The model as its layers, for a notebook: equal layers are one row."""
-        rows = "".join(
-            f"<tr><td>{times}</td><td style='text-align:left'>{escape(tensor.name)}</td>"
-            f"<td>{' × '.join(str(n) for n in tensor.shape)}</td><td>{escape(tensor.type)}</td>"
-            f"<td>{tensor.nbytes * times:,}</td></tr>"
-            for tensor, times in group_layers(self.tensors)
-        )
-        return (
-            f"<b>{escape(self.name)}</b>: {self.config.n_layers} layers, "
-            f"hidden size {self.config.hidden_size}, "
+        about = (
+            f"{self.config.n_layers} layers, hidden size {self.config.hidden_size}, "
             f"{self.config.n_heads} heads ({self.config.n_kv_heads} for keys and values), "
-            f"vocabulary {self.config.vocab_size:,}, context {self.n_ctx:,}; {escape(self.backend.name)}"
-            "<table><tr><th>×</th><th>tensor</th><th>shape</th><th>type</th><th>bytes</th></tr>"
-            f"{rows}</table>"
+            f"vocabulary {self.config.vocab_size:,}, context {self.n_ctx:,}; {self.backend.name}"
         )
+        return layer_table(self.name, about, self.tensors)
 
 
 def make_sampler(options: Mapping[str, Any]) -> Sampler:
@@ -227,16 +210,3 @@ def make_sampler(options: Mapping[str, Any]) -> Sampler:
         if name not in known:
             raise GenerateError(f"unknown option {name!r}; known are max_tokens, stop, {', '.join(known)}")
     return Sampler(**options)
-
-
-def group_layers(tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
-    """Tensors that differ in nothing but their layer's number as one with how often it is there.
-
-    `blk.0.attn_qkv.weight`, `blk.1.attn_qkv.weight` … become `blk.*.attn_qkv.weight`, in file order.
-    """
-    groups: dict[Tensor, int] = {}
-    for tensor in tensors:
-        name = ".".join("*" if part.isdecimal() else part for part in tensor.name.split("."))
-        kind = tensor._replace(name=name)
-        groups[kind] = groups.get(kind, 0) + 1
-    return list(groups.items())

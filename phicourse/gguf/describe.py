@@ -15,15 +15,18 @@ from phicourse.gguf.reader import GGUFFile, TensorInfo
 from phicourse.gguf.types import Value
 
 WIDTH = 80
-# Colours of the file map, readable on light and dark; by the bits that a weight takes.
+# Colours of the file map, readable on light and dark, with that of the text on them; by the bits of a weight.
 _COLOURS = (
-    (2.0, "#b2182b"),
-    (3.5, "#d6604d"),
-    (5.0, "#f4a582"),
-    (7.0, "#92c5de"),
-    (12.0, "#4393c3"),
-    (99.0, "#2166ac"),
+    (2.0, "#b2182b", "white"),
+    (3.5, "#d6604d", "black"),
+    (5.0, "#f4a582", "black"),
+    (7.0, "#92c5de", "black"),
+    (12.0, "#4393c3", "black"),
+    (16.0, "#2166ac", "white"),
+    (99.0, "#9970ab", "black"),
 )
+_HEADER_COLOUR = ("#999999", "black")
+_LABELLED = 0.06  # of the file: narrower parts have no room for a name
 
 
 def bits_per_weight(tensors: Iterable[TensorInfo]) -> float:
@@ -171,16 +174,13 @@ def _tensor_table(file: GGUFFile) -> str:
     return "\n".join(rows)
 
 
-def _colour(bits: float) -> str:
-    return next(colour for limit, colour in _COLOURS if bits <= limit)
+def _colours(bits: float) -> tuple[str, str]:
+    """Return the colour of a part of the map, and of text on it."""
+    return next((colour, ink) for limit, colour, ink in _COLOURS if bits <= limit)
 
 
 def file_map(file: GGUFFile) -> str:
     """Draw the file as HTML: a bar with parts as wide as their bytes, then a table of what lies where."""
-    parts = [_bar_part(file.data_offset, "#999999", f"header and metadata, {file.data_offset:,} bytes")]
-    for tensor in file.tensors.values():
-        label = f"{tensor.name}, {tensor.type.name}, {tensor.nbytes:,} bytes from {tensor.offset:,}"
-        parts.append(_bar_part(tensor.nbytes, _colour(tensor.type.bits_per_weight), label))
     rows = "".join(
         f"<tr><td style='text-align:left'>{html.escape(tensor.name)}</td><td>{tensor.type.name}</td>"
         f"<td>{' × '.join(map(str, tensor.shape))}</td>"
@@ -188,18 +188,59 @@ def file_map(file: GGUFFile) -> str:
         for tensor in file.tensors.values()
     )
     return (
-        f"<div><pre style='margin:0'>{html.escape(_headline(file))}</pre>"
-        f"<div style='display:flex;height:2em;margin:.5em 0'>{''.join(parts)}</div>"
-        f"<pre>{html.escape(_type_table(file))}</pre>"
+        f"<div>{_title(file)}{_bar(file)}{_legend(file)}"
         f"<details><summary>{len(file.metadata)} keys</summary>"
-        f"<pre>{html.escape(_metadata_table(file))}</pre></details>"
-        f"<details><summary>{len(file.tensors)} tensors</summary><table><thead><tr><th>tensor</th>"
-        "<th>type</th><th>shape</th><th>offset</th><th>bytes</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></details></div>"
+        f"<pre style='font-family:monospace'>{html.escape(_metadata_table(file))}</pre></details>"
+        f"<details><summary>{len(file.tensors)} tensors</summary><table><thead><tr>"
+        "<th style='text-align:left'>tensor</th><th>type</th><th>shape</th><th>offset</th><th>bytes</th>"
+        f"</tr></thead><tbody>{rows}</tbody></table></details></div>"
     )
 
 
-def _bar_part(n_bytes: int, colour: str, label: str) -> str:
+def _title(file: GGUFFile) -> str:
+    name, *about = (html.escape(line) for line in _headline(file).split("\n"))
+    return f"<p><strong>{name}</strong>: {'; '.join(about)}</p>"
+
+
+def _bar(file: GGUFFile) -> str:
+    hover = f"header and metadata, {file.data_offset:,} bytes"
+    parts = [_bar_part(file.data_offset, _HEADER_COLOUR, "", hover)]
+    for tensor in file.tensors.values():
+        hover = f"{tensor.name}, {tensor.type.name}, {tensor.nbytes:,} bytes from {tensor.offset:,}"
+        label = _short_name(tensor.name) if tensor.nbytes >= _LABELLED * file.size else ""
+        parts.append(_bar_part(tensor.nbytes, _colours(tensor.type.bits_per_weight), label, hover))
+    return f"<div style='display:flex;height:2em;margin:.5em 0'>{''.join(parts)}</div>"
+
+
+def _short_name(name: str) -> str:
+    """Return a tensor's name without its layer and its ending: ffn_up of blk.0.ffn_up.weight."""
+    parts = [
+        part for part in name.removesuffix(".weight").split(".") if part != "blk" and not part.isdecimal()
+    ]
+    return ".".join(parts)
+
+
+def _bar_part(n_bytes: int, colours: tuple[str, str], label: str, hover: str) -> str:
     """One part of the bar; flex-grow makes its width follow its bytes."""
-    style = f"flex:{n_bytes} 1 0;min-width:1px;background:{colour};border-right:1px solid #fff6"
-    return f"<div style='{style}' title='{html.escape(label)}'></div>"
+    style = (
+        f"flex:{n_bytes} 1 0;min-width:1px;background:{colours[0]};border-right:1px solid #fff6;"
+        f"color:{colours[1]};font-size:11px;line-height:2.4em;text-align:center;overflow:hidden"
+    )
+    return f"<span style='{style}' title='{html.escape(hover)}'>{html.escape(label)} </span>"
+
+
+def _legend(file: GGUFFile) -> str:
+    """The types as an HTML table, each after a square in the colour that it has in the bar."""
+    if not file.tensors:
+        return ""
+    rows = ""
+    for name, group in by_type(file).items():
+        of_type = _type_summary(group)
+        square = f"<span style='color:{_colours(group[0].type.bits_per_weight)[0]}'>■</span>"
+        rows += (
+            f"<tr><td style='text-align:left'>{square} {name}</td><td>{of_type['tensors']:,}</td>"
+            f"<td>{of_type['weights']:,}</td><td>{of_type['bytes']:,}</td>"
+            f"<td>{of_type['bits_per_weight']:.4f}</td></tr>"
+        )
+    head = "<th style='text-align:left'>type</th><th>tensors</th><th>weights</th><th>bytes</th><th>bits/weight</th>"
+    return f"<table style='margin:0'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

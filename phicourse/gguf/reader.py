@@ -30,6 +30,7 @@ MAX_NAME_BYTES = 63  # ggml keeps 64 bytes for a tensor's name, the last one a z
 MAX_HEADER_BYTES = 1 << 28
 _SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MISSING: Any = object()
+_FOLDER = "is a folder, not a GGUF file; phicourse convert makes one of a checkpoint folder"
 
 T = TypeVar("T")
 
@@ -175,7 +176,7 @@ class _Header:
 
 def _read_version(cursor: _Cursor) -> int:
     if (magic := bytes(cursor.take(4, "the magic number"))) != MAGIC:
-        raise cursor.fail(f"begins with {magic!r}, a GGUF file with {MAGIC!r}", 0)
+        raise cursor.fail(f"no GGUF file: begins with {magic!r}, not with {MAGIC!r}", 0)
     version = int(cursor.number("I", "the version"))
     if version and not version & 0xFFFF:
         raise cursor.fail("big-endian file; write it again with little-endian byte order", 4)
@@ -279,7 +280,7 @@ def _map(path: Path) -> NDArray[np.uint8]:
     """Map a file into memory, read-only: (size,) bytes."""
     try:
         if not path.is_file():
-            raise GGUFError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+            raise GGUFError(f"{path}: {_FOLDER if path.is_dir() else 'there is no such file'}")
         if path.stat().st_size == 0:
             raise GGUFError(f"{path}: the file is empty")
         return np.memmap(path, dtype=np.uint8, mode="r")
@@ -323,6 +324,13 @@ class GGUFFile:
     def n_shards(self) -> int:
         """How many files the set has."""
         return len(self._maps)
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files of the set."""
+        if self.n_shards < 2:
+            return [self.path]
+        return [_shard_path(self.path, self.n_shards)(i) for i in range(self.n_shards)]
 
     @overload
     def get(self, key: str, expected_type: type[T]) -> T: ...
@@ -379,7 +387,7 @@ class GGUFFile:
 
     def __repr__(self) -> str:
         """Say what and how large in one line."""
-        return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors, {self.size:,} bytes)"
+        return f"GGUFFile({self.path.name!r}, {len(self.tensors)} tensors, {self.size:,} bytes)"
 
     def _repr_html_(self) -> str:
         from phicourse.gguf.describe import file_map

@@ -8,17 +8,24 @@ from numpy.typing import NDArray
 
 from phicourse.gguf.reader import GGUFFile, TensorInfo
 from phicourse.gguf.types import TensorType, bfloat16_to_float32
+from phicourse.progress import byte_bar
 
 _CHUNK_BYTES = 1 << 24
 
 
-def verify(file: GGUFFile) -> list[str]:
+def verify(file: GGUFFile, progress: bool = False) -> list[str]:
     """Look at every block of every tensor; return one line for each tensor that has a bad one.
 
     Bad is what no quantizer writes: a scale, minimum or stored weight that is infinite or not a number.
     Reads the file in chunks of 16 MiB.
     """
-    return [line for tensor in file.tensors.values() if (line := _verify_tensor(file, tensor)) is not None]
+    damage = []
+    with byte_bar(sum(tensor.nbytes for tensor in file.tensors.values()), progress) as bar:
+        for tensor in file.tensors.values():
+            if (line := _verify_tensor(file, tensor)) is not None:
+                damage.append(line)
+            bar.update(tensor.nbytes)
+    return damage
 
 
 def _verify_tensor(file: GGUFFile, tensor: TensorInfo) -> str | None:

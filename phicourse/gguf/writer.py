@@ -11,8 +11,8 @@ import secrets
 import shutil
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -38,14 +38,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_output(path: Path | str, force: bool = False) -> Iterator[Path]:
+def atomic_output(path: Path | str, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """Give the path of a temporary file beside `path`; rename it to `path` when the block ends well.
 
     The caller writes the temporary file. Whatever exception ends the block, an interrupt included, removes it
-    and leaves `path` as it was. Raises GGUFError where `path` exists and not `force`, where the folder is
-    missing or not writable, and where the disk is full.
+    and leaves `path` as it was. Raises GGUFError where `path` exists and not `force`, where it is one of the
+    `inputs`, whatever `force` says, where the folder is missing or not writable, and where the disk is full.
     """
-    target = _check_target(Path(path), force)
+    target = _check_target(Path(path), force, inputs)
     temporary = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.partial")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -53,7 +53,8 @@ def atomic_output(path: Path | str, force: bool = False) -> Iterator[Path]:
         _flush(temporary)
         _check_target(target, force)
         os.replace(temporary, target)
-        _flush(target.parent)
+        with suppress(OSError):  # the file is there; some file systems cannot flush the list of names
+            _flush(target.parent)
     except OSError as error:
         # Any other OSError comes from the caller's own reading and is theirs to explain.
         if error.errno in _NO_ROOM or error.filename == str(temporary):
@@ -63,7 +64,7 @@ def atomic_output(path: Path | str, force: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _check_target(path: Path, force: bool) -> Path:
+def _check_target(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Path:
     """Return the path behind all links, if a file may be written there."""
     target = Path(os.path.realpath(path))
     try:
@@ -74,6 +75,8 @@ def _check_target(path: Path, force: bool) -> Path:
         raise GGUFError(f"{path}: the folder {target.parent} does not exist")
     if is_there and not target.is_file():
         raise GGUFError(f"{path}: is a folder or a device, not a file")
+    if is_there and any(target.samefile(file) for file in inputs):
+        raise GGUFError(f"{path}: is an input, too; give the output another name")
     if is_there and not force:
         raise GGUFError(f"{path}: exists already; --force (force=True) replaces it")
     return target
@@ -158,10 +161,11 @@ class GGUFWriter:
     not appear, and a file that was there stays.
     """
 
-    def __init__(self, path: Path | str, force: bool = False) -> None:
-        """Nothing is touched before the `with` block begins."""
+    def __init__(self, path: Path | str, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+        """Nothing is touched before the `with` block begins; `inputs` are files that are never replaced."""
         self.path = Path(path)
         self._force = force
+        self._inputs = tuple(inputs)
         self._metadata: dict[str, bytes] = {}
         self._tensors: dict[str, _Declared] = {}
         self._unwritten: deque[_Declared] = deque()
@@ -185,7 +189,7 @@ class GGUFWriter:
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        with atomic_output(self.path, self._force) as temporary:
+        with atomic_output(self.path, self._force, self._inputs) as temporary:
             try:
                 with io.FileIO(temporary, "wb") as self._file:
                     yield

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from phicourse.plots.style import PALETTE, tidy
+from phicourse.plots.style import PALETTE, Picture, tidy
 
 
 def draw_next_tokens(
@@ -24,7 +24,7 @@ def draw_next_tokens(
     returns        the figure
     """
     if axes is None:
-        axes = Figure(figsize=(7, 0.45 * len(tokens) + 1.2), layout="constrained").subplots()
+        axes = Picture(7, 0.36 * len(tokens) + 1.2).subplots()
     height = 0.8 / len(probabilities)
     rows = np.arange(len(tokens))
     for index, (label, values) in enumerate(probabilities.items()):

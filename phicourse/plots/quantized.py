@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from phicourse.plots.style import GREY, PALETTE, tidy
+from phicourse.plots.style import GREY, PALETTE, Picture, tidy
 
 
 def draw_quantized(
@@ -19,7 +19,7 @@ def draw_quantized(
     returns           the figure
     """
     if axes is None:
-        axes = Figure(figsize=(8, 3), layout="constrained").subplots()
+        axes = Picture(8, 3).subplots()
     positions = np.arange(len(weights))
     for start in range(0, len(weights), block):
         levels = np.unique(decoded[start : start + block])
@@ -30,7 +30,9 @@ def draw_quantized(
     axes.plot(positions, decoded, "_", markersize=7, color=PALETTE[5], label="decoded")
     axes.set_xlim(-0.5, len(weights) - 0.5)
     axes.set_xlabel("position in the row", fontsize=9)
-    axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
+    axes.legend(
+        fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2
+    )  # beside the title
     tidy(axes, f"Weights and what is left of them, {block} to a block")
     figure = axes.get_figure(root=True)
     assert figure is not None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from phicourse.plots.style import GREY, PALETTE, tidy
+from phicourse.plots.style import GREY, PALETTE, Picture, tidy
 
 
 def draw_sizes(files: Mapping[str, Mapping[str, int]], axes: Axes | None = None) -> Figure:
@@ -16,7 +16,7 @@ def draw_sizes(files: Mapping[str, Mapping[str, int]], axes: Axes | None = None)
     returns  the figure
     """
     if axes is None:
-        axes = Figure(figsize=(7, 0.7 * len(files) + 1.2), layout="constrained").subplots()
+        axes = Picture(7, 0.7 * len(files) + 1.2).subplots()
     labels = list(files)
     left = [0.0] * len(labels)  # MB drawn so far in each bar
     for part, colour in zip(files[labels[0]], PALETTE, strict=False):

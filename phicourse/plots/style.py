@@ -1,10 +1,32 @@
 """One look for all figures: colours that the colour-blind can tell apart, on white so that every theme shows them."""
 
+from io import BytesIO
+
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Okabe and Ito's palette, in an order that keeps neighbours far apart in lightness
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 GREY = "#666666"
+MARGIN = 0.1  # inches
+SHARPNESS = 2  # pixels of the file for each pixel on a notebook's page, for screens with small pixels
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot: alone on a cell's last line, or given to `display`."""
+
+    def __init__(self, width: float, height: float) -> None:
+        """Make an empty figure; width and height are inches."""
+        layout = ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN)
+        super().__init__(figsize=(width, height), layout=layout, facecolor="white")
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The PNG file, and the size in pixels that it takes on the page."""
+        width, height = self.get_size_inches() * self.dpi
+        file = BytesIO()
+        self.savefig(file, format="png", dpi=self.dpi * SHARPNESS)
+        return file.getvalue(), {"width": round(width), "height": round(height)}
 
 
 def tidy(axes: Axes, title: str) -> None:

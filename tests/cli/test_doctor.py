@@ -1,6 +1,8 @@
 """The doctor says what is missing and what to do."""
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,12 @@ def test_examine_looks_at_all_that_is_promised(tmp_path: Path) -> None:
     names = [check.name for check in doctor.examine(tmp_path)]
     for name in ("Python", "numpy", "course packages", "engine", "compiler", "memory", "disk", "phi-tiny"):
         assert name in names
+
+
+def test_what_is_needed_is_what_gets_installed(repository: Path) -> None:
+    """A package that `make run` does not install must not be called missing after it."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]} == set(doctor.RUNTIME)  # type: ignore[index]
 
 
 def test_broken_model_files_are_found(tmp_path: Path) -> None:

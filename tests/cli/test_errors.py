@@ -113,7 +113,7 @@ def test_a_checkpoint_cut_short(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_folder_where_a_file_should_be(checkpoint: Path, tmp_path: Path) -> None:
     assert "convert" in fails("run", checkpoint, "-p", "x")
-    assert "folder" in fails("info", tmp_path)
+    assert "convert" in fails("info", tmp_path)
     assert "text" in fails("perplexity", "m.gguf", "-f", tmp_path / "text").lower()
 
 
@@ -271,3 +271,77 @@ def test_a_signal_in_the_middle_of_an_answer(f16: Path, repository: Path) -> Non
     """
     args = ["run", str(f16), "-p", "x", "--raw"]
     assert interrupted(code, args, signal.SIGINT, repository) == "phicourse: interrupted"
+
+
+def test_a_signal_while_the_command_line_is_loaded(repository: Path) -> None:
+    code = """
+        import os, signal, sys
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "phicourse.cli":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Finder())
+        from phicourse.__main__ import main
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "phicourse: interrupted\n")
+
+
+def test_help_on_a_full_disk_is_an_error(phicourse: Phicourse) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs the device /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = phicourse("--help", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert "No space left" in the_line(done.stderr)
+
+
+@pytest.mark.parametrize("verb", ["info", "run", "chat"])
+def test_closed_standard_streams_are_empty_ones(verb: str, f16: Path, repository: Path) -> None:
+    """A shell's `<&-` and `>&-`: Python has no stream there at all."""
+    more = {"run": "-p -"}.get(verb, "")
+    command = f"{sys.executable} -m phicourse {verb} {f16} {more} <&- >&-"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (1 if verb == "run" else 0), done.stderr
+    assert "a mistake in phicourse" not in done.stderr
+
+
+def test_an_empty_standard_input_is_no_prompt(f16: Path) -> None:
+    for nothing in ("", "\n"):
+        assert "standard input is empty" in fails("run", f16, "-p", "-", input=nothing)
+
+
+def test_an_unreadable_file_is_no_wrong_usage(f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer would look at the permissions itself and exit with 2; root may read everything, so it is asked here."""
+    monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    result = CliRunner().invoke(app, ["info", str(f16)])
+    assert result.exit_code == 0
+
+
+def test_a_missing_package_is_named(f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phicourse.generate.backends.native_module", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = CliRunner().invoke(app, ["run", str(f16), "-p", "x", "--raw"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].endswith("package torch is missing here: pip install torch")
+
+
+@pytest.mark.parametrize("verb", ["quantize", "run"])
+def test_an_instruction_set_that_is_not_here(
+    verb: str, f16: Path, tmp_path: Path, phicourse: Phicourse
+) -> None:
+    pytest.importorskip("phicourse.native", reason="needs the compiled module")
+    args = [tmp_path / "o.gguf", "Q8_0"] if verb == "quantize" else ["-p", "x"]
+    done = phicourse(verb, f16, *args, env={**os.environ, "PHICOURSE_ISA": "abacus"})
+    assert done.returncode == 1
+    assert "PHICOURSE_ISA=abacus" in the_line(done.stderr)
+    assert files(tmp_path) == set()

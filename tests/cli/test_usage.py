@@ -1,7 +1,9 @@
 """What the command line looks like: verbs, options, help, exit status 2."""
 
+import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from phicourse.cli import app
 
 VERBS = {
     "demo": ["--out", "--force", "--threads"],
+    "download": ["REPO", "--revision", "--to", "--force"],
     "convert": ["CHECKPOINT", "-o", "--outtype", "--force"],
     "quantize": [
         "IN [OUT] TYPE",
@@ -43,9 +46,19 @@ VERBS = {
     "chat": ["FILE", "--system"],
     "perplexity": ["FILE", "-f", "--ctx", "--chunks", "--kl-base", "--json"],
     "bench": ["FILE", "-p", "-n", "-r", "--threads", "--json"],
+    "diff": ["A", "B", "--json"],
     "doctor": ["--json"],
 }
-HEAVY = ("torch", "matplotlib", "jinja2", "sentencepiece", "transformers", "llama_cpp", "rich")
+HEAVY = (
+    "torch",
+    "matplotlib",
+    "jinja2",
+    "sentencepiece",
+    "transformers",
+    "llama_cpp",
+    "huggingface_hub",
+    "rich",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -88,6 +101,7 @@ except SystemExit:
         ["run", "model.gguf"],
         ["run", "model.gguf", "-p", "x", "-n", "many"],
         ["run", "model.gguf", "-p", "x", "--threads", "0"],
+        ["quantize", "a.gguf", "b.gguf", "Q8_0", "--threads", "1025"],
         ["convert"],
         ["quantize", "only-one"],
         ["quantize", "a", "b", "c", "d"],
@@ -107,10 +121,63 @@ def test_the_package_is_light_and_its_face_is_complete(repository: Path) -> None
     code = """
 import inspect, sys
 import phicourse
+assert "numpy" not in sys.modules
+assert {"convert", "load", "quantize", "use"} <= set(dir(phicourse))
 from phicourse.convert import phi3
+import phicourse.quantize.mixes
 assert "outtype" in inspect.signature(phicourse.convert).parameters
 assert "mix" in inspect.signature(phicourse.quantize).parameters
 assert callable(phicourse.load) and callable(phicourse.use)
 assert not {"torch", "transformers", "llama_cpp", "matplotlib", "jinja2"} & set(sys.modules)
 """
+    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
+
+
+def test_empty_paths_are_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`phicourse quantize "$IN" "$OUT" Q8_0` without OUT must not write into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for args in (
+        ["info", ""],
+        ["convert", ""],
+        ["convert", ".", "-o", ""],
+        ["quantize", "a.gguf", "", "Q8_0"],
+    ):
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == 2
+        assert "empty" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantize_names_all_mixes() -> None:
+    from phicourse.quantize import MIXES
+
+    words = CliRunner().invoke(app, ["quantize", "--help"]).stdout.replace(",", " ").replace(".", " ").split()
+    assert set(MIXES) <= set(words)
+    assert "IN" in words and "[OUT]" in words
+
+
+def test_debug_behind_two_hyphens_is_an_argument() -> None:
+    result = CliRunner().invoke(app, ["tokenize", "no.gguf", "--", "--debug"])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_version() -> None:
+    from phicourse import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"phicourse {__version__}\n"
+
+
+def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
+    from phicourse.cli import print_json
+
+    print_json({"a": [1.5, float("inf")], "b": {"c": float("nan")}, "d": (float("-inf"), "x")})
+    assert json.loads(capsys.readouterr().out) == {"a": [1.5, None], "b": {"c": None}, "d": [None, "x"]}
+
+
+def test_the_console_script_is_there(repository: Path) -> None:
+    """pyproject.toml names a function that exists, and that is loaded without anything else of the package."""
+    script = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["scripts"]["phicourse"]
+    module, _, function = script.partition(":")
+    code = f"import sys, {module}; assert callable({module}.{function}); assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)

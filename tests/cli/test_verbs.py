@@ -99,6 +99,12 @@ def test_info_verify_finds_a_broken_scale(q4: Path, tmp_path: Path) -> None:
 def test_tokenize_shows_ids_and_pieces(f16: Path) -> None:
     lines = run("tokenize", f16, "a dog<|end|>").splitlines()
     assert lines[0].split(" -> ") == ["     1", "'<s>'"]
+    assert [line.split(" -> ")[1] for line in run("tokenize", f16, "\x01\u0eff").splitlines()[2:]] == [
+        "'\\x01'",
+        "'<0xE0>'",
+        "'<0xBB>'",
+        "'<0xBF>'",
+    ]
     assert lines[-1].endswith("'<|end|>'")
 
 
@@ -113,7 +119,17 @@ def test_run_same_seed_same_text_whatever_the_threads(q4: Path, raw: list[str]) 
 
 def test_run_reads_standard_input(q4: Path) -> None:
     options = ("-n", "8", "--temp", "0", "--raw")
-    assert run("run", q4, "-p", "-", *options, stdin="a dog") == run("run", q4, "-p", "a dog", *options)
+    expected = run("run", q4, "-p", "a dog", *options)
+    for text in ("a dog", "a dog\n", "a dog\r\n"):
+        assert run("run", q4, "-p", "-", *options, stdin=text) == expected
+
+
+def test_run_says_when_the_context_is_full(q4: Path) -> None:
+    said = {}
+    for name, options in {"full": ["--ctx", "12"], "asked for": ["-n", "3"]}.items():
+        args = ["run", str(q4), "-p", "dog", "--raw", "--temp", "0", *options]
+        said[name] = CliRunner().invoke(app, args).stderr
+    assert said == {"full": "phicourse: cut off, the context of 12 tokens is full\n", "asked for": ""}
 
 
 def test_run_uses_the_template_unless_raw(q4: Path, phicourse: Phicourse) -> None:

@@ -122,6 +122,15 @@ def test_an_existing_file_stays_unless_forced(tiny: Tiny) -> None:
     assert convert(folder, force=True, progress=False).read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.model"])
+def test_the_checkpoint_s_own_files_stay_even_when_forced(tiny: Tiny, name: str) -> None:
+    folder = tiny()
+    before = (folder / name).read_bytes()
+    with pytest.raises(GGUFError, match="is an input, too"):
+        convert(folder, folder / name, force=True, progress=False)
+    assert (folder / name).read_bytes() == before
+
+
 def without(weights: Weights, *names: str) -> Weights:
     return {name: data for name, data in weights.items() if name not in names}
 

@@ -62,6 +62,13 @@ def test_html_escapes_what_the_file_says(file: GGUFFile) -> None:
     assert "&lt;b&gt;evil" in page
 
 
+def test_html_map_names_wide_parts_and_explains_its_colours(file: GGUFFile) -> None:
+    page = file._repr_html_()
+    assert page.count("■") == len(summary(file)["types"])
+    assert f">attn_norm.weight_{'n' * 30} </span>" in page  # without its layer: that is seen from the place
+    assert str(file.path.parent) not in page + repr(file)
+
+
 def test_printable() -> None:
     assert printable("a\tb\x1b") == "a\\tb\\x1b"
     assert printable("abcdef", 4) == "abc…"

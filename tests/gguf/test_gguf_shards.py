@@ -40,6 +40,7 @@ def test_a_set_is_one_file(tmp_path: Path, tensors: list[dict[str, np.ndarray]])
     paths = [write_shard(tmp_path, i, 3, part, 3) for i, part in enumerate(tensors)]
     file = GGUFFile.open(paths[0])
     assert file.n_shards == 3
+    assert file.paths == paths
     assert file.size == sum(path.stat().st_size for path in paths)
     assert list(file.tensors) == ["a", "b", "c"]
     for part in tensors:

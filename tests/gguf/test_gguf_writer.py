@@ -1,5 +1,6 @@
 """What is written is read back, is what the gguf package writes, and appears whole or not at all."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from phicourse.errors import GGUFError
 from phicourse.gguf import TENSOR_TYPES, GGUFFile, GGUFWriter, ValueType, atomic_output, tensor_type
+from phicourse.gguf import writer as writing
 
 V = ValueType
 SCALARS = [
@@ -270,6 +272,35 @@ def test_an_existing_file_stays_unless_forced(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
     write_example(path, force=True)
     assert GGUFFile.open(path).tensors
+
+
+def test_an_input_stays_even_when_forced(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.gguf", tmp_path / "link.gguf"
+    path.write_bytes(b"old")
+    link.symlink_to("a.gguf")
+    with (
+        pytest.raises(GGUFError, match="is an input, too"),
+        GGUFWriter(link, force=True, inputs=[tmp_path, path]),
+    ):
+        pytest.fail("the block must not run")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_cannot_be_flushed_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems have no fsync for folders; the file is complete by then."""
+    flush = writing._flush
+
+    def refuse(path: Path) -> None:
+        if path.is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(path)
+
+    monkeypatch.setattr(writing, "_flush", refuse)
+    with atomic_output(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Figures are functions of plain arrays: what they draw can be read back and held against the numbers."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from phicourse.plots import draw_next_tokens, draw_quantized, draw_sizes
@@ -41,3 +44,10 @@ def test_quantized_draws_weights_decoded_values_and_levels() -> None:
     assert np.array_equal(drawn["weight"], weights) and np.array_equal(drawn["decoded"], decoded)
     levels = [len(collection.get_segments()) for collection in axes.collections]
     assert levels == [2, 2, 4]  # two levels in each block, then one error bar a weight
+
+
+def test_a_figure_shows_itself_in_a_notebook_on_white() -> None:
+    png, size = draw_sizes({"F16": {"a": 9_000_000}})._repr_png_()
+    pixels = imread(BytesIO(png), format="png")  # (height, width, 4)
+    assert pixels.shape[:2] == (2 * size["height"], 2 * size["width"])
+    assert (pixels[0, 0] == 1).all()  # white and opaque: readable in a dark theme too
