@@ -263,12 +263,15 @@ def convert(
         ),
     ] = None,
     outtype: Annotated[str, typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0 or auto.")] = "f16",
+    compat: Annotated[
+        bool, typer.Option("--compat", help="Leave out our own keys: the bytes of llama.cpp's converter.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Turn a checkpoint into a GGUF file and print its path."""
     from phicourse.convert import convert
 
-    print(convert(checkpoint, out, outtype, force=force))
+    print(convert(checkpoint, out, outtype, force=force, compat=compat))
 
 
 @app.command(

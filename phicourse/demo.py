@@ -190,7 +190,9 @@ def draw(files: dict[str, GGUFFile], models: dict[str, LLM], answer: str) -> "Fi
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 3))
     draw_sizes({label: part_sizes(file) for label, file in files.items()}, figure.add_subplot(grid[0, 0]))
     tokens, odds = next_tokens(models, BEGINNING)
-    draw_next_tokens(tokens, odds, figure.add_subplot(grid[0, 1]), title=f"“{BEGINNING} …”")
+    draw_next_tokens(
+        tokens, odds, figure.add_subplot(grid[0, 1]), title=f"“… {' '.join(BEGINNING.split()[-5:])} …”"
+    )
     text = figure.add_subplot(grid[1, :])
     text.axis("off")
     text.text(0, 0.98, f"“{PROMPT}”   phi-tiny, Q4_K_M:", va="top", fontweight="bold", fontsize=11)

@@ -10,6 +10,7 @@ from command_line import Phicourse
 from typer.testing import CliRunner
 
 from phicourse.cli import app
+from phicourse.gguf import GGUFFile
 
 TEXT = "Once upon a time there was a little dog. The dog ran to the park. " * 20
 
@@ -36,6 +37,14 @@ def test_convert_prints_the_path_and_replaces_only_when_forced(checkpoint: Path,
     assert refused.exit_code == 1
     assert "--force" in refused.stderr
     run("convert", checkpoint, "-o", out, "--outtype", "bf16", "--force")
+
+
+def test_compat_leaves_out_our_own_keys(checkpoint: Path, tmp_path: Path) -> None:
+    for name, options in {"ours": [], "compat": ["--compat"]}.items():
+        run("convert", checkpoint, "-o", tmp_path / f"{name}.gguf", *options)
+    keys = {name: set(GGUFFile.open(tmp_path / f"{name}.gguf").metadata) for name in ("ours", "compat")}
+    assert keys["compat"] < keys["ours"]
+    assert all(key.startswith("phicourse.") for key in keys["ours"] - keys["compat"])
 
 
 def test_quantize_makes_up_a_name_beside_the_input(f16: Path, tmp_path: Path) -> None:
@@ -84,7 +93,6 @@ def test_info_as_text_and_as_json(f16: Path) -> None:
 
 
 def test_info_verify_finds_a_broken_scale(q4: Path, tmp_path: Path) -> None:
-    from phicourse.gguf import GGUFFile
 
     raw = bytearray(q4.read_bytes())
     with GGUFFile.open(q4) as file:
