@@ -23,6 +23,10 @@ export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 export HF_HOME            := $(CACHE)/huggingface
 export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/torchinductor
 export PYTHONNOUSERSITE   := 1
+# pip asks rustc for its version, and rustup's would then make its folder in a home that has none.
+ifeq ($(wildcard $(HOME)/.rustup),)
+export RUSTUP_HOME        ?= $(CACHE)/rustup
+endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
