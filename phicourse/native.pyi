@@ -21,22 +21,38 @@ def isas() -> list[str]:
 # Arrays are C-contiguous; isa forces an instruction set; the GIL is released.
 
 def quantize(
-    type: str, x: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 1, isa: str | None = None
+    type: str,
+    x: NDArray[np.float32],
+    out: NDArray[np.uint8],
+    threads: int = 1,
+    isa: str | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> None:
     """Quantize rows.
 
-    x       (rows, n) float32, finite
-    out     (rows, row_bytes) uint8, written
-    raises  ValueError: unknown type, wrong shape, or `row R column C is inf/nan`
+    x           (rows, n) float32, finite
+    out         (rows, row_bytes) uint8, written
+    importance  (n,) float32, finite and not negative: how much each column counts
+    raises      ValueError: unknown type, wrong shape, a type that needs importance, or `row R column C is inf/nan`
     """
 
 def quantize_f16(
-    type: str, x: NDArray[np.uint16], out: NDArray[np.uint8], threads: int = 1, isa: str | None = None
+    type: str,
+    x: NDArray[np.uint16],
+    out: NDArray[np.uint8],
+    threads: int = 1,
+    isa: str | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> None:
     """As quantize, but x holds the bits of float16 values (`x.view(np.uint16)`)."""
 
 def quantize_bf16(
-    type: str, x: NDArray[np.uint16], out: NDArray[np.uint8], threads: int = 1, isa: str | None = None
+    type: str,
+    x: NDArray[np.uint16],
+    out: NDArray[np.uint8],
+    threads: int = 1,
+    isa: str | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> None:
     """As quantize, but x holds the bits of bfloat16 values."""
 

@@ -42,6 +42,7 @@ static void bind_isa(nb::module_ &m) {
 // ---- quantizers ------------------------------------------------------------------------------
 
 template <class T> using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Importance = std::optional<nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>>;
 
 // Shapes are checked here, so that the C++ side may trust its pointers.
 static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_t data_rows, size_t row_bytes) {
@@ -60,13 +61,18 @@ static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_
 // F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
 template <phi::Type source, class F>
 static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
-                     const std::optional<std::string> &isa) {
+                     const std::optional<std::string> &isa, const Importance &importance) {
     const phi::TypeInfo &type = phi::type_info(type_name);
+    if (importance && importance->size() != x.shape(1))
+        throw nb::value_error(("importance has " + std::to_string(importance->size()) + " numbers, rows have " +
+                               std::to_string(x.shape(1)))
+                                  .c_str());
     check_shapes(type, x.shape(0), x.shape(1), out.shape(0), out.shape(1));
     const phi::Isa chosen = isa_or_active(isa);
     try {
         nb::gil_scoped_release release;
-        phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen);
+        phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
+                      importance ? importance->data() : nullptr);
     } catch (const phi::NonFiniteError &error) {
         throw nb::value_error(error.what());
     }
@@ -108,11 +114,11 @@ static nb::dict block_layouts() {
 
 static void bind_quantize(nb::module_ &m) {
     m.def("quantize", quantize<phi::Type::F32, float>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
     m.def("quantize_f16", quantize<phi::Type::F16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
     m.def("quantize_bf16", quantize<phi::Type::BF16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
     m.def("dequantize", dequantize, "type"_a, "data"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1,
           "isa"_a = nb::none());
     m.def("block_layouts", block_layouts);

@@ -14,7 +14,7 @@ namespace phi {
 
 // ---- types -----------------------------------------------------------------------------------
 
-static constexpr std::array<TypeInfo, 8> TYPES = {{
+static constexpr std::array<TypeInfo, N_TYPES> TYPES = {{
     {Type::F32, "F32", 1, 4},
     {Type::F16, "F16", 1, 2},
     {Type::BF16, "BF16", 1, 2},
@@ -74,15 +74,15 @@ static const QuantizerTable &table(Isa isa) {
 // stays in the first-level cache between the passes over it. Both are multiples of every block.
 constexpr int64_t CHUNK = 1 << 16, PIECE = 1 << 12;
 
-// Calls work(first, end) for each chunk of n_weights weights, in order, on all threads. A thread whose call
+// Calls work(first, end) for each chunk of so many weights, in order, on all threads. A thread whose call
 // returns false takes no further chunk.
-template <class Work> static void for_each_chunk(int64_t n_weights, int threads, Work work) {
+template <class Work> static void for_each_chunk(int64_t n_weights, int64_t chunk, int threads, Work work) {
     std::atomic<int64_t> next{0};
     const auto take_chunks = [&](int) {
-        for (int64_t first; (first = next.fetch_add(CHUNK)) < n_weights;)
-            if (!work(first, std::min(first + CHUNK, n_weights))) return;
+        for (int64_t first; (first = next.fetch_add(chunk)) < n_weights;)
+            if (!work(first, std::min(first + chunk, n_weights))) return;
     };
-    const int64_t n_chunks = (n_weights + CHUNK - 1) / CHUNK;
+    const int64_t n_chunks = (n_weights + chunk - 1) / chunk;
     ThreadPool(static_cast<int>(std::min<int64_t>(threads, n_chunks))).run(take_chunks);
 }
 
@@ -105,7 +105,12 @@ struct Job {
     const TypeInfo &info;
     Type source;
     const void *x;
+    int64_t n; // weights in a row
     void *out;
+    const float *importance;
+
+    const Quantizer &quantizer() const { return *functions.types[static_cast<size_t>(info.type)]; }
+    bool is_weighted() const { return importance && quantizer().quantize_weighted; }
 };
 } // namespace
 
@@ -113,33 +118,45 @@ struct Job {
 static const float *as_floats(const Job &job, int64_t first, int64_t count, float *buffer) {
     const std::byte *start = static_cast<const std::byte *>(job.x) + first * type_info(job.source).bytes;
     if (job.source == Type::F32) return reinterpret_cast<const float *>(start);
-    job.functions.dequantize[static_cast<size_t>(job.source)](start, count, buffer);
+    job.functions.types[static_cast<size_t>(job.source)]->dequantize(start, count, buffer);
     return buffer;
 }
 
-// Quantizes the weights from `first` to `end`, as far as they are finite. Returns how far that is.
-static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end) {
-    float buffer[PIECE];
-    for (; first < end; first += PIECE) {
-        const int64_t count = std::min(PIECE, end - first);
-        const float *weights = as_floats(job, first, count, buffer);
+// Quantizes the weights from `first` to `end` in pieces, as far as they are finite. Returns how far that is.
+static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end, int64_t piece) {
+    const Quantizer &quantizer = job.quantizer();
+    std::vector<float> buffer(job.source == Type::F32 ? 0 : piece);
+    for (; first < end; first += piece) {
+        const int64_t count = std::min(piece, end - first), n_blocks = count / job.info.block;
+        const float *weights = as_floats(job, first, count, buffer.data());
         const int64_t finite = job.functions.find_non_finite(weights, count);
         if (finite < count) return first + finite;
         std::byte *blocks = static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes;
-        job.functions.quantize[static_cast<size_t>(job.info.type)](weights, count / job.info.block, blocks);
+        if (job.is_weighted()) quantizer.quantize_weighted(weights, job.importance, n_blocks, blocks);
+        else quantizer.quantize(weights, n_blocks, blocks);
     }
     return end;
 }
 
-void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads, Isa isa) {
-    const Job job{table(isa), type_info(type), source, x, out};
-    check_row(job.info, n);
-    if (source > Type::BF16) throw std::invalid_argument("only F32, F16 and BF16 rows can be quantized");
+static void check(const Job &job) {
+    check_row(job.info, job.n);
+    if (job.source > Type::BF16) throw std::invalid_argument("only F32, F16 and BF16 rows can be quantized");
+    if (!job.importance && !job.quantizer().quantize)
+        throw std::invalid_argument(std::string(job.info.name) + " cannot be quantized to without importance");
+}
+
+void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads, Isa isa,
+              const float *importance) {
+    const Job job{table(isa), type_info(type), source, x, n, out, importance};
+    check(job);
     const int64_t n_weights = rows * n;
     std::atomic<int64_t> first_bad{n_weights};
+    // Importance belongs to columns, and some types weigh it with what the whole row has: rows stay whole.
+    const int64_t piece = job.is_weighted() ? n : PIECE;
+    const int64_t chunk = job.is_weighted() ? std::max(CHUNK / std::max(n, int64_t(1)), int64_t(1)) * n : CHUNK;
 
-    for_each_chunk(n_weights, threads, [&](int64_t first, int64_t end) {
-        const int64_t reached = quantize_chunk(job, first, end);
+    for_each_chunk(n_weights, chunk, threads, [&](int64_t first, int64_t end) {
+        const int64_t reached = quantize_chunk(job, first, end, piece);
         int64_t smallest = first_bad;
         while (reached < end && reached < smallest && !first_bad.compare_exchange_weak(smallest, reached)) {
         }
@@ -157,9 +174,9 @@ void dequantize(Type type, const void *data, int64_t rows, int64_t n, float *out
     const TypeInfo &info = type_info(type);
     check_row(info, n);
     const QuantizerTable &functions = table(isa);
-    for_each_chunk(rows * n, threads, [&](int64_t first, int64_t end) {
+    for_each_chunk(rows * n, CHUNK, threads, [&](int64_t first, int64_t end) {
         const std::byte *blocks = static_cast<const std::byte *>(data) + first / info.block * info.bytes;
-        functions.dequantize[static_cast<size_t>(type)](blocks, (end - first) / info.block, out + first);
+        functions.types[static_cast<size_t>(type)]->dequantize(blocks, (end - first) / info.block, out + first);
         return true;
     });
 }

@@ -37,9 +37,11 @@ class NonFiniteError : public std::runtime_error {
 
 // Quantizes `rows` rows of n weights to `type`. The source's type is F32, F16 or BF16; out has
 // rows * type_info(type).row_bytes(n) bytes. The bytes depend neither on the threads nor on the
-// instruction set. Throws std::invalid_argument where the block does not divide n, and NonFiniteError.
+// instruction set. `importance` has n numbers that say how much each column counts, none of them negative or
+// infinite; nullptr: all the same, and the quantizer follows its own rules. Throws NonFiniteError, and
+// std::invalid_argument where the block does not divide n or a type cannot do without importance.
 void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
-              Isa isa = active_isa());
+              Isa isa = active_isa(), const float *importance = nullptr);
 
 // The float32 values of rows of blocks of any type. Throws std::invalid_argument where the block does
 // not divide n.

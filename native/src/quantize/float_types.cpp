@@ -1,8 +1,7 @@
 // F32, F16 and BF16: a "block" is one weight. Lane: a weight.
 // The same in NumPy, to read: phicourse/quantize/float_types.py
-#pragma once
-
 #include "../simd.hpp"
+#include "quantizers.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -36,8 +35,7 @@ static void dequantize_bf16(const void *data, int64_t n, float *x) { widen_all(d
 
 static inline Ints not_finite(Floats v) { return (bits(v) & 0x7f800000) == 0x7f800000; }
 
-// Index of the first weight that is infinite or not a number, n where there is none.
-static int64_t find_non_finite(const float *x, int64_t n) {
+int64_t find_non_finite(const float *x, int64_t n) {
     constexpr int64_t STRIDE = 1024; // weights between two looks at the result
     for (int64_t start = 0; start < n; start += STRIDE) {
         const int64_t end = start + STRIDE < n ? start + STRIDE : n;
@@ -51,5 +49,9 @@ static int64_t find_non_finite(const float *x, int64_t n) {
     }
     return n;
 }
+
+const Quantizer quantizer_f32 = {quantize_f32, dequantize_f32};
+const Quantizer quantizer_f16 = {quantize_f16, dequantize_f16};
+const Quantizer quantizer_bf16 = {quantize_bf16, dequantize_bf16};
 
 } // namespace phi::PHI_ISA

@@ -2,32 +2,12 @@
 // Step 1 searches each sub-block's scale (lane: a sub-block), step 2 quantizes those scales, steps 3 and 4
 // round the weights again with them and pack the bits (lane: a weight, in the order of memory).
 // To read, the same in NumPy: phicourse/quantize/k_quants.py
-#pragma once
-
 #include "../blocks.hpp"
+#include "quantizers.hpp"
+#include "super_blocks.hpp"
 #include "scale_search.hpp"
 
 namespace phi::PHI_ISA {
-
-static inline Ints clamp(Ints v, int low, int high) { return min(max(v, splat(low)), splat(high)); }
-
-// ---- groups ----------------------------------------------------------------------------------
-
-// A group is as many super-blocks as fill the lanes with their sub-blocks, at least one.
-constexpr int group_of(int sub_blocks) { return PAIR_LANES > sub_blocks ? PAIR_LANES / sub_blocks : 1; }
-
-// Calls quantize_group(x, out, blocks) for each group. The last one may have fewer blocks: x then comes from
-// a copy that zeros fill up, so that every lane has a sub-block.
-template <int group, class Block, class QuantizeGroup>
-static inline void for_each_group(const float *x, int64_t n_blocks, Block *out, QuantizeGroup quantize_group) {
-    int64_t block = 0;
-    for (; block + group <= n_blocks; block += group) quantize_group(x + block * SUPER_BLOCK, out + block, group);
-    if (block == n_blocks) return;
-    float rest[group * SUPER_BLOCK] = {};
-    const int blocks = (int)(n_blocks - block);
-    __builtin_memcpy(rest, x + block * SUPER_BLOCK, sizeof(float) * blocks * SUPER_BLOCK);
-    quantize_group(rest, out + block, blocks);
-}
 
 // ---- Q4_K and Q5_K, step 1: the search -------------------------------------------------------
 
@@ -301,5 +281,9 @@ static void dequantize_q6_k(const void *data, int64_t n_blocks, float *x) {
             }
     }
 }
+
+const Quantizer quantizer_q4_k = {quantize_q4_k, dequantize_affine<BlockQ4_K>};
+const Quantizer quantizer_q5_k = {quantize_q5_k, dequantize_affine<BlockQ5_K>};
+const Quantizer quantizer_q6_k = {quantize_q6_k, dequantize_q6_k};
 
 } // namespace phi::PHI_ISA

@@ -1,9 +1,8 @@
 // Q8_0 and Q4_0: 32 weights share one scale, and the largest weight decides.
 // First the scales of PAIR_LANES blocks (lane: a block), then their codes (lane: a weight, in the order of
 // memory). To read, the same in NumPy: phicourse/quantize/legacy.py
-#pragma once
-
 #include "../blocks.hpp"
+#include "quantizers.hpp"
 #include "scale_search.hpp"
 
 namespace phi::PHI_ISA {
@@ -97,5 +96,8 @@ static void dequantize_q4_0(const void *data, int64_t n_blocks, float *x) {
         }
     }
 }
+
+const Quantizer quantizer_q8_0 = {quantize_q8_0, dequantize_q8_0};
+const Quantizer quantizer_q4_0 = {quantize_q4_0, dequantize_q4_0};
 
 } // namespace phi::PHI_ISA
