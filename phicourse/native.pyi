@@ -97,6 +97,14 @@ class Engine:
         raises   ValueError without tokens; IndexError: an id outside the vocabulary, or no room left
         """
 
+    def input_squares(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float64]]:
+        """Forget the text and read tokens (n,) instead, to see what the weights are multiplied with.
+
+        returns  {name in a GGUF file: (columns,)}: of every matrix but the embedding, the sums over the n
+                 tokens of the squares of its input
+        raises   as forward
+        """
+
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on; IndexError where there are fewer."""
 

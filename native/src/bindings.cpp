@@ -182,6 +182,20 @@ class PythonEngine {
         return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
     }
 
+    nb::dict input_squares(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens) {
+        phi::InputSquares squares;
+        {
+            nb::gil_scoped_release release;
+            squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals);
+        }
+        nb::dict arrays;
+        for (auto &[name, sums] : squares) {
+            using Array = nb::ndarray<nb::numpy, double, nb::ndim<1>>;
+            arrays[name.c_str()] = nb::cast(Array(sums.data(), {sums.size()}), nb::rv_policy::copy);
+        }
+        return arrays;
+    }
+
     void truncate(int64_t length) { engine_.truncate(length); }
     int64_t position() const { return engine_.position(); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
@@ -225,6 +239,7 @@ static void bind_engine(nb::module_ &m) {
         .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
              "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")
         .def("forward", &PythonEngine::forward, "tokens"_a, "all_logits"_a)
+        .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
         .def("truncate", &PythonEngine::truncate, "length"_a)
         .def_prop_ro("position", &PythonEngine::position)
         .def_prop_ro("n_ctx", &PythonEngine::n_ctx);

@@ -28,6 +28,21 @@ size_t scratch_bytes(const Config &config, const KVCache &cache) {
     return std::max(matmul_scratch(widest), attention_scratch(cache.value_stride()) * sizeof(float));
 }
 
+// An output that shares its numbers with the embedding has no name of its own.
+std::map<std::string, const Matrix *> named_matrices(const Weights &weights) {
+    std::map<std::string, const Matrix *> named;
+    for (size_t i = 0; i < weights.layers.size(); ++i) {
+        const std::string prefix = "blk." + std::to_string(i) + ".";
+        const LayerWeights &layer = weights.layers[i];
+        named[prefix + "attn_qkv.weight"] = &layer.qkv;
+        named[prefix + "attn_output.weight"] = &layer.attention_out;
+        named[prefix + "ffn_up.weight"] = &layer.gate_up;
+        named[prefix + "ffn_down.weight"] = &layer.down;
+    }
+    if (weights.output.data != weights.embedding.data) named["output.weight"] = &weights.output;
+    return named;
+}
+
 } // namespace
 
 Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads, CacheType cache_type, Isa isa)
@@ -66,6 +81,23 @@ void Engine::forward(std::span<const int32_t> tokens, bool all_logits, float *lo
         truncate(before);
         throw;
     }
+}
+
+InputSquares Engine::input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches) {
+    truncate(0);
+    const auto matrices = named_matrices(weights_);
+    std::vector<float> logits(config_.vocab_size);
+    try {
+        for (const auto &[name, matrix] : matrices) squares_[matrix].assign(matrix->cols, 0.0);
+        forward(tokens, false, logits.data(), between_batches);
+    } catch (...) {
+        squares_.clear();
+        throw;
+    }
+    InputSquares named;
+    for (const auto &[name, matrix] : matrices) named[name] = std::move(squares_[matrix]);
+    squares_.clear();
+    return named;
 }
 
 void Engine::truncate(int64_t length) {
@@ -110,9 +142,10 @@ void Engine::run_batch(const Batch &batch, int n_logits, float *logits) {
         void *scratch = scratch_[thread].data();
         norm(weights_.layers[0].attention_norm, weights_.layers[0].qkv, batch);
         for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_phases(layer, batch, scratch);
-        if (n_logits == 0) return;
+        if (n_logits == 0 && squares_.empty()) return;
         add_and_norm(weights_.output_norm, weights_.output, batch);
-        multiply(weights_.output, normed_, batch.size - n_logits, n_logits, logits, scratch);
+        add_squares(weights_.output, normed_, batch.size);
+        if (n_logits > 0) multiply(weights_.output, normed_, batch.size - n_logits, n_logits, logits, scratch);
     });
 }
 
@@ -121,14 +154,18 @@ void Engine::run_batch(const Batch &batch, int n_logits, float *logits) {
 void Engine::layer_phases(int64_t index, const Batch &batch, void *scratch) {
     const LayerWeights &layer = weights_.layers[index];
     if (index > 0) add_and_norm(layer.attention_norm, layer.qkv, batch);
+    add_squares(layer.qkv, normed_, batch.size);
     multiply(layer.qkv, normed_, 0, batch.size, qkv_.data(), scratch);
     rotate_and_store(index, batch);
     attend(index, batch, scratch);
     code_attended(layer.attention_out, batch);
+    add_squares(layer.attention_out, attended_, batch.size);
     multiply(layer.attention_out, attended_, 0, batch.size, branch_.data(), scratch);
     add_and_norm(layer.ffn_norm, layer.gate_up, batch);
+    add_squares(layer.gate_up, normed_, batch.size);
     multiply(layer.gate_up, normed_, 0, batch.size, gate_up_.data(), scratch);
     gate(layer.down, batch);
+    add_squares(layer.down, gated_, batch.size);
     multiply(layer.down, gated_, 0, batch.size, branch_.data(), scratch);
 }
 
@@ -240,6 +277,19 @@ void Engine::gate(const Matrix &next, const Batch &batch) {
             const float *gates = &gate_up_[token * 2 * cols + start];
             kernels_.swiglu(gates, gates + cols, static_cast<int>(stop - start), gated_.row(token) + start);
             gated_.code(kernels_, coding, token, start, stop);
+        }
+    });
+}
+
+// Does nothing unless the sums are wanted. All tokens of a column are added up by one thread, in order.
+void Engine::add_squares(const Matrix &weight, Vectors &x, int tokens) {
+    const auto found = squares_.find(&weight);
+    if (found == squares_.end()) return;
+    double *sums = found->second.data();
+    pool_.for_each(weight.cols, 256, [&](size_t begin, size_t end) {
+        for (int token = 0; token < tokens; ++token) {
+            const float *row = x.row(token);
+            for (size_t i = begin; i < end; ++i) sums[i] += static_cast<double>(row[i]) * row[i];
         }
     });
 }

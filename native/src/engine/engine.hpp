@@ -10,11 +10,14 @@
 #include "weights.hpp"
 
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
 namespace phi {
+
+using InputSquares = std::map<std::string, std::vector<double>>;
 
 // Logits depend on the tokens alone: not on the number of threads, nor on how the text was cut into calls.
 class Engine {
@@ -32,6 +35,10 @@ class Engine {
     // text longer than n_ctx.
     void forward(std::span<const int32_t> tokens, bool all_logits, float *logits,
                  const std::function<void()> &between_batches = {});
+
+    // Forgets the text, reads these tokens, and returns for every matrix but the embedding the sums over the
+    // tokens of the squares of what it is multiplied with: {name in a GGUF file: (columns)}. Throws as forward.
+    InputSquares input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches = {});
 
     // Forgets every position from `length` on. Throws std::out_of_range beyond position().
     void truncate(int64_t length);
@@ -61,6 +68,7 @@ class Engine {
     void attend(int64_t layer, const Batch &batch, void *scratch);
     void code_attended(const Matrix &next, const Batch &batch);
     void gate(const Matrix &next, const Batch &batch);
+    void add_squares(const Matrix &weight, Vectors &x, int tokens);
     void multiply(const Matrix &weight, Vectors &x, int first, int tokens, float *out, void *scratch);
 
     // Parts of a phase.
@@ -84,6 +92,8 @@ class Engine {
     std::vector<float> qkv_, branch_, gate_up_;   // (tokens, rows of the matrix that makes them)
     std::vector<float> cosines_, sines_;          // (tokens, rotated pairs)
     std::vector<ZeroedArray<std::byte>> scratch_; // one for each thread
+
+    std::map<const Matrix *, std::vector<double>> squares_; // of each matrix's input; empty unless wanted
 };
 
 } // namespace phi
