@@ -268,14 +268,20 @@ template <int step = 1> static inline void transpose(Floats *square) {
     if constexpr (2 * step < LANES) transpose<2 * step>(square);
 }
 
-// Makes one number of the lanes of each row, by halves: lane r gets that of row(r).
+template <int step, int... lane>
+static inline void exchange(FloatPair &x, FloatPair &y, std::integer_sequence<int, lane...> lanes) {
+    exchange<step>(x.a, y.a, lanes);
+    exchange<step>(x.b, y.b, lanes);
+}
+
+// Makes one number of the lanes of each row, by halves: lane r gets that of row(r). The same with two in a pair.
 template <int rows = LANES, class Row, class Combine>
-static inline Floats reduce_rows(Row row, Combine combine, int first = 0) {
+static inline auto reduce_rows(Row row, Combine combine, int first = 0) {
     if constexpr (rows == 1) {
         return row(first);
     } else {
-        Floats a = reduce_rows<rows / 2>(row, combine, first);
-        Floats b = reduce_rows<rows / 2>(row, combine, first + rows / 2);
+        auto a = reduce_rows<rows / 2>(row, combine, first);
+        auto b = reduce_rows<rows / 2>(row, combine, first + rows / 2);
         exchange<rows / 2>(a, b, std::make_integer_sequence<int, LANES>());
         return combine(a, b);
     }

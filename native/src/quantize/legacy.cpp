@@ -71,10 +71,7 @@ static void dequantize_q8_0(const void *data, int64_t n_blocks, float *x) {
 
 template <int n_max, class Block> static void quantize_symmetric(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, Block *out, int blocks) {
-        const Floats largest = largest_magnitudes<BLOCK>(x);
-        // the sign of a zero would end up in the file: + 0 makes -0 positive
-        const Floats peak = 0.0f + first_weights<BLOCK>(x, [&](Floats v, int block) { return abs(v) == largest[block]; });
-        const Floats d = peak / (float)-n_max; // the peak gets code 0
+        const Floats d = signed_peaks<BLOCK>(x) / (float)-n_max; // the peak gets code 0
         const Floats inverse = reciprocal(d);
         const Halves stored = narrow_f16(d);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
@@ -101,10 +98,9 @@ template <int n_max, class Block> static void dequantize_symmetric(const void *d
 
 template <int n_max, class Block> static void quantize_affine(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, Block *out, int blocks) {
-        const Floats smallest = lowest_weights<BLOCK>(x);
-        // the first of equals, for the sign of a zero
-        const Floats lowest = first_weights<BLOCK>(x, [&](Floats v, int block) { return v == smallest[block]; });
-        const Floats d = abs(highest_weights<BLOCK>(x) - lowest) / (float)n_max; // abs: -0 - 0 is -0
+        const Ranges range = ranges<BLOCK>(x);
+        const Floats d = abs(range.highest - range.lowest) / (float)n_max; // abs: -0 - 0 is -0
+        const Floats lowest = first_lowest<BLOCK>(x, range.lowest);        // for the sign of a zero
         const Floats inverse = reciprocal(d);
         const Halves stored_d = narrow_f16(d), stored_m = narrow_f16(lowest);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {

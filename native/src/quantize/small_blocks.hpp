@@ -40,41 +40,61 @@ static inline void for_each_filled_group(const float *x, int64_t n_blocks, Block
 
 template <int size> static inline Floats largest_magnitudes(const float *x) {
     const auto magnitudes = [x](int block) {
-        Floats largest{};
-        for (int i = 0; i < size; i += LANES) largest = max(abs(load<Floats>(x + block * size + i)), largest);
+        const float *weights = x + block * size;
+        Floats largest = abs(load<Floats>(weights));
+        for (int i = LANES; i < size; i += LANES) largest = max(abs(load<Floats>(weights + i)), largest);
         return largest;
     };
     return reduce_rows(magnitudes, [](Floats a, Floats b) { return max(a, b); });
 }
 
-template <int size> static inline Floats highest_weights(const float *x) {
-    const auto weights = [x](int block) {
-        Floats highest = load<Floats>(x + block * size);
-        for (int i = LANES; i < size; i += LANES) highest = max(load<Floats>(x + block * size + i), highest);
-        return highest;
+struct Ranges {
+    Floats lowest, highest;
+};
+
+template <int size> static inline Ranges ranges(const float *x) {
+    const auto extremes = [x](int block) {
+        const float *weights = x + block * size;
+        FloatPair found{load<Floats>(weights), load<Floats>(weights)};
+        for (int i = LANES; i < size; i += LANES) {
+            found.a = min(load<Floats>(weights + i), found.a);
+            found.b = max(load<Floats>(weights + i), found.b);
+        }
+        return found;
     };
-    return reduce_rows(weights, [](Floats a, Floats b) { return max(a, b); });
+    const auto both = reduce_rows(extremes, [](FloatPair x, FloatPair y) {
+        return FloatPair{min(x.a, y.a), max(x.b, y.b)};
+    });
+    return {both.a, both.b};
 }
 
-template <int size> static inline Floats lowest_weights(const float *x) {
-    const auto weights = [x](int block) {
-        Floats lowest = load<Floats>(x + block * size);
-        for (int i = LANES; i < size; i += LANES) lowest = min(load<Floats>(x + block * size + i), lowest);
-        return lowest;
-    };
-    return reduce_rows(weights, [](Floats a, Floats b) { return min(a, b); });
-}
-
-// The first weight of each block for which holds(weights, number of the block), with its sign. There must be one.
-template <int size, class Holds> static inline Floats first_weights(const float *x, Holds holds) {
+// The first weight of a block for which holds(weights), with its sign. There must be one.
+template <int size, class Holds> static inline float first_weight(const float *x, Holds holds) {
     static_assert(size <= 32);
-    float first[LANES];
-    for (int block = 0; block < LANES; ++block, x += size) {
-        uint32_t found = 0;
-        for (int i = 0; i < size; i += LANES) found |= bit_mask(holds(load<Floats>(x + i), block)) << i;
-        first[block] = x[__builtin_ctz(found)];
-    }
-    return load<Floats>(first);
+    uint32_t found = 0;
+    for (int i = 0; i < size; i += LANES) found |= bit_mask(holds(load<Floats>(x + i))) << i;
+    return x[__builtin_ctz(found)];
+}
+
+// The number of largest magnitude, with its sign; the first of equals; never -0.
+template <int size> static inline Floats signed_peaks(const float *x) {
+    const Ranges range = ranges<size>(x);
+    Floats peak = select(range.highest > -range.lowest, range.highest, range.lowest);
+    const Ints both = (range.highest == -range.lowest) & (peak != 0.0f);
+    if (any(both))
+        for (int block = 0; block < LANES; ++block)
+            if (both[block])
+                peak[block] = first_weight<size>(x + block * size, [&](Floats v) { return abs(v) == abs(peak)[block]; });
+    return peak + 0.0f; // -0 + 0 is 0
+}
+
+// The smallest number, and of zeros the first.
+template <int size> static inline Floats first_lowest(const float *x, Floats lowest) {
+    const Ints zero = lowest == 0.0f;
+    if (any(zero))
+        for (int block = 0; block < LANES; ++block)
+            if (zero[block]) lowest[block] = first_weight<size>(x + block * size, [](Floats v) { return v == 0.0f; });
+    return lowest;
 }
 
 // 1 / d, and 0 where d is 0.

@@ -102,18 +102,14 @@ static inline Floats half_of_ue4m3(Ints code) {
 
 // Two codes a byte: of weight j low, of weight j + 8 high.
 static inline void pack_sub_block(const uint8_t *codes, uint8_t *qs) {
-    uint64_t halves[2];
-    __builtin_memcpy(halves, codes, sizeof halves);
-    const uint64_t packed = halves[0] | halves[1] << 4;
-    __builtin_memcpy(qs, &packed, sizeof packed);
+    store(qs, load<uint64_t>(codes) | load<uint64_t>(codes + 8) << 4);
 }
 
-static inline void unpack_sub_block(const uint8_t *qs, uint8_t *codes) {
-    uint64_t packed;
-    __builtin_memcpy(&packed, qs, sizeof packed);
-    constexpr uint64_t low_bits = 0x0f0f0f0f0f0f0f0f;
-    const uint64_t halves[2] = {packed & low_bits, packed >> 4 & low_bits};
-    __builtin_memcpy(codes, halves, sizeof halves);
+typedef uint64_t Codes __attribute__((vector_size(NV_SUB_BLOCK))); // a byte each
+
+static inline Codes unpack_sub_block(const uint8_t *qs) {
+    const uint64_t packed = load<uint64_t>(qs), low_bits = 0x0f0f0f0f0f0f0f0f;
+    return Codes{packed & low_bits, packed >> 4 & low_bits};
 }
 
 static void quantize_nvfp4(const float *x, int64_t n_blocks, void *out) {
@@ -137,9 +133,9 @@ static void dequantize_nvfp4(const void *data, int64_t n_blocks, float *x) {
     for (int64_t i = 0; i < n_blocks; ++i)
         for (int s = 0; s < NV_SUB_BLOCKS; ++s, x += NV_SUB_BLOCK) {
             const float scale = half_of_ue4m3(splat((int32_t)blocks[i].d[s]))[0];
-            uint8_t codes[NV_SUB_BLOCK];
-            unpack_sub_block(blocks[i].qs + s * NV_SUB_BLOCK / 2, codes);
-            for (int l = 0; l < NV_SUB_BLOCK; l += LANES) store(x + l, lookup(LEVELS, load_bytes(codes + l)) * scale);
+            const Codes codes = unpack_sub_block(blocks[i].qs + s * NV_SUB_BLOCK / 2);
+            for (int l = 0; l < NV_SUB_BLOCK; l += LANES)
+                store(x + l, lookup(LEVELS, load_bytes((const uint8_t *)&codes + l)) * scale);
         }
 }
 
