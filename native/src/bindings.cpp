@@ -103,9 +103,20 @@ static nb::dict block_layouts() {
     nb::dict layouts;
     LAYOUT(Q8_0, FIELD(Q8_0, d), FIELD(Q8_0, qs))
     LAYOUT(Q4_0, FIELD(Q4_0, d), FIELD(Q4_0, qs))
+    LAYOUT(Q4_1, FIELD(Q4_1, d), FIELD(Q4_1, m), FIELD(Q4_1, qs))
+    LAYOUT(Q5_0, FIELD(Q5_0, d), FIELD(Q5_0, qh), FIELD(Q5_0, qs))
+    LAYOUT(Q5_1, FIELD(Q5_1, d), FIELD(Q5_1, m), FIELD(Q5_1, qh), FIELD(Q5_1, qs))
     LAYOUT(Q4_K, FIELD(Q4_K, d), FIELD(Q4_K, dmin), FIELD(Q4_K, scales), FIELD(Q4_K, qs))
     LAYOUT(Q5_K, FIELD(Q5_K, d), FIELD(Q5_K, dmin), FIELD(Q5_K, scales), FIELD(Q5_K, qh), FIELD(Q5_K, qs))
     LAYOUT(Q6_K, FIELD(Q6_K, ql), FIELD(Q6_K, qh), FIELD(Q6_K, scales), FIELD(Q6_K, d))
+    LAYOUT(IQ4_NL, FIELD(IQ4_NL, d), FIELD(IQ4_NL, qs))
+    LAYOUT(IQ4_XS, FIELD(IQ4_XS, d), FIELD(IQ4_XS, scales_h), FIELD(IQ4_XS, scales_l), FIELD(IQ4_XS, qs))
+    LAYOUT(TQ1_0, FIELD(TQ1_0, qs), FIELD(TQ1_0, qh), FIELD(TQ1_0, d))
+    LAYOUT(TQ2_0, FIELD(TQ2_0, qs), FIELD(TQ2_0, d))
+    LAYOUT(MXFP4, FIELD(MXFP4, e), FIELD(MXFP4, qs))
+    LAYOUT(NVFP4, FIELD(NVFP4, d), FIELD(NVFP4, qs))
+    LAYOUT(Q1_0, FIELD(Q1_0, d), FIELD(Q1_0, qs))
+    LAYOUT(Q2_0, FIELD(Q2_0, d), FIELD(Q2_0, qs))
     return layouts;
 }
 

@@ -7,8 +7,9 @@
 
 namespace phi {
 
-constexpr int BLOCK = 32;        // weights in a block of Q8_0 and Q4_0
-constexpr int SUPER_BLOCK = 256; // weights in a block of the K-quants
+constexpr int BLOCK = 32;        // weights in a block of Q8_0 to Q5_1, IQ4_NL and MXFP4
+constexpr int SUPER_BLOCK = 256; // weights in a block of the K-quants, IQ4_XS, TQ1_0 and TQ2_0
+constexpr int BLOCK_NVFP4 = 64, BLOCK_Q1_0 = 128, BLOCK_Q2_0 = 64;
 
 struct BlockQ8_0 {
     uint16_t d;       // value = d * q
@@ -18,6 +19,25 @@ struct BlockQ8_0 {
 struct BlockQ4_0 {
     uint16_t d;            // value = d * (q - 8)
     uint8_t qs[BLOCK / 2]; // byte j: q of weight j low, of weight j + 16 high
+};
+
+struct BlockQ4_1 {
+    uint16_t d;            // value = d * q + m
+    uint16_t m;
+    uint8_t qs[BLOCK / 2]; // as in Q4_0
+};
+
+struct BlockQ5_0 {
+    uint16_t d;            // value = d * (q - 16)
+    uint8_t qh[BLOCK / 8]; // bit j of the word: fifth bit of q of weight j
+    uint8_t qs[BLOCK / 2]; // low four bits, as in Q4_0
+};
+
+struct BlockQ5_1 {
+    uint16_t d; // value = d * q + m
+    uint16_t m;
+    uint8_t qh[BLOCK / 8];
+    uint8_t qs[BLOCK / 2];
 };
 
 // Eight sub-blocks of 32 weights: value = d * scale * q - dmin * minimum
@@ -44,13 +64,72 @@ struct BlockQ6_K {
     uint16_t d;
 };
 
+struct BlockIQ4_NL {
+    uint16_t d;            // value = d * level[q], of 16 uneven levels
+    uint8_t qs[BLOCK / 2]; // as in Q4_0
+};
+
+// Eight sub-blocks of 32 weights: value = d * (scale - 32) * level[q]
+struct BlockIQ4_XS {
+    uint16_t d;
+    uint16_t scales_h;           // bits 2j and 2j + 1: the high two bits of the scale of sub-block j
+    uint8_t scales_l[4];         // low four bits: byte j has sub-block 2j low, 2j + 1 high
+    uint8_t qs[SUPER_BLOCK / 2]; // 16 bytes for each sub-block, as in Q4_0
+};
+
+// Ternary digits (trits), five in a byte: value = d * (trit - 1)
+struct BlockTQ1_0 {
+    uint8_t qs[48]; // byte l < 32: weights l + 32t; byte 32 + l: weights 160 + l + 16t; t from 0 to 4
+    uint8_t qh[4];  // byte l: weights 240 + l + 4t, t from 0 to 3
+    uint16_t d;
+};
+
+struct BlockTQ2_0 {
+    uint8_t qs[SUPER_BLOCK / 4]; // byte 32h + l: trits of weights 128h + l, + 32, + 64, + 96
+    uint16_t d;
+};
+
+struct BlockMXFP4 {
+    uint8_t e;             // value = 2^(e - 127) * E2M1 number q
+    uint8_t qs[BLOCK / 2]; // as in Q4_0
+};
+
+// Four sub-blocks of 16 weights: value = d * E2M1 number q
+struct BlockNVFP4 {
+    uint8_t d[BLOCK_NVFP4 / 16]; // unsigned floats, 4 bits of exponent and 3 of mantissa
+    uint8_t qs[BLOCK_NVFP4 / 2]; // byte 8s + j: q of weight 16s + j low, of weight 16s + j + 8 high
+};
+
+struct BlockQ1_0 {
+    uint16_t d;
+    uint8_t qs[BLOCK_Q1_0 / 8]; // bit j % 8 of byte j / 8: weight j is d, not -d
+};
+
+struct BlockQ2_0 {
+    uint16_t d;                 // value = d * (q - 1)
+    uint8_t qs[BLOCK_Q2_0 / 4]; // byte j: q of weights 4j to 4j + 3
+};
+
 static_assert(sizeof(BlockQ8_0) == 34 && offsetof(BlockQ8_0, qs) == 2);
 static_assert(sizeof(BlockQ4_0) == 18 && offsetof(BlockQ4_0, qs) == 2);
+static_assert(sizeof(BlockQ4_1) == 20 && offsetof(BlockQ4_1, m) == 2 && offsetof(BlockQ4_1, qs) == 4);
+static_assert(sizeof(BlockQ5_0) == 22 && offsetof(BlockQ5_0, qh) == 2 && offsetof(BlockQ5_0, qs) == 6);
+static_assert(sizeof(BlockQ5_1) == 24 && offsetof(BlockQ5_1, m) == 2 && offsetof(BlockQ5_1, qh) == 4 &&
+              offsetof(BlockQ5_1, qs) == 8);
 static_assert(sizeof(BlockQ4_K) == 144 && offsetof(BlockQ4_K, dmin) == 2 && offsetof(BlockQ4_K, scales) == 4 &&
               offsetof(BlockQ4_K, qs) == 16);
 static_assert(sizeof(BlockQ5_K) == 176 && offsetof(BlockQ5_K, dmin) == 2 && offsetof(BlockQ5_K, scales) == 4 &&
               offsetof(BlockQ5_K, qh) == 16 && offsetof(BlockQ5_K, qs) == 48);
 static_assert(sizeof(BlockQ6_K) == 210 && offsetof(BlockQ6_K, qh) == 128 && offsetof(BlockQ6_K, scales) == 192 &&
               offsetof(BlockQ6_K, d) == 208);
+static_assert(sizeof(BlockIQ4_NL) == 18 && offsetof(BlockIQ4_NL, qs) == 2);
+static_assert(sizeof(BlockIQ4_XS) == 136 && offsetof(BlockIQ4_XS, scales_h) == 2 &&
+              offsetof(BlockIQ4_XS, scales_l) == 4 && offsetof(BlockIQ4_XS, qs) == 8);
+static_assert(sizeof(BlockTQ1_0) == 54 && offsetof(BlockTQ1_0, qh) == 48 && offsetof(BlockTQ1_0, d) == 52);
+static_assert(sizeof(BlockTQ2_0) == 66 && offsetof(BlockTQ2_0, d) == 64);
+static_assert(sizeof(BlockMXFP4) == 17 && offsetof(BlockMXFP4, qs) == 1);
+static_assert(sizeof(BlockNVFP4) == 36 && offsetof(BlockNVFP4, qs) == 4);
+static_assert(sizeof(BlockQ1_0) == 18 && offsetof(BlockQ1_0, qs) == 2);
+static_assert(sizeof(BlockQ2_0) == 18 && offsetof(BlockQ2_0, qs) == 2);
 
 } // namespace phi

@@ -82,14 +82,20 @@ static inline Halves narrow_bf16(Floats v) {
 // truncate    toward zero; INT32_MIN where the result does not fit, as x86 answers and so llama.cpp
 // round_even  as nearest_int, but the result is a float
 // store_bytes the low byte of each lane; load_bytes, load_signed_bytes back
-// narrow_f16  float to float16, ties to even; v is a number, or infinite; widen_f16 back
+// narrow_f16  float to float16, ties to even; widen_f16 back
+// bit_mask    a bit for each lane of a mask; lane_mask back
+// lookup      entry number index[lane], from 0 to 15, of a table of 16 floats
 
 #if defined(PHI_ISA_avx512)
 
 // With the mask of all lanes: GCC 12 takes the undefined vector in the unmasked forms for a mistake.
 static inline Floats min(Floats a, Floats b) { return _mm512_maskz_min_ps(-1, a, b); }
 static inline Floats max(Floats a, Floats b) { return _mm512_maskz_max_ps(-1, a, b); }
-static inline bool any(Ints mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+static inline uint32_t bit_mask(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
+static inline bool any(Ints mask) { return bit_mask(mask) != 0; }
+static inline Floats lookup(const float *table, Ints index) {
+    return _mm512_maskz_permutexvar_ps(-1, (__m512i)index, load<Floats>(table));
+}
 static inline Ints truncate(Floats v) { return (Ints)_mm512_maskz_cvttps_epi32(-1, v); }
 static inline Floats round_even(Floats v) { return _mm512_maskz_roundscale_ps(-1, v, _MM_FROUND_TO_NEAREST_INT); }
 static inline Ints load_bytes(const void *p) { return (Ints)_mm512_maskz_cvtepu8_epi32(-1, load<__m128i>(p)); }
@@ -104,7 +110,13 @@ static inline Halves narrow_f16(Floats v) {
 
 static inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 static inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+static inline uint32_t bit_mask(Ints mask) { return _mm256_movemask_ps((Floats)mask); }
 static inline bool any(Ints mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
+static inline Floats lookup(const float *table, Ints index) {
+    const Floats low = _mm256_permutevar8x32_ps(load<Floats>(table), (__m256i)index);
+    const Floats high = _mm256_permutevar8x32_ps(load<Floats>(table + 8), (__m256i)index);
+    return select(index < 8, low, high);
+}
 static inline Ints truncate(Floats v) { return (Ints)_mm256_cvttps_epi32(v); }
 static inline Floats round_even(Floats v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT); }
 static inline Ints load_bytes(const void *p) {
@@ -124,6 +136,10 @@ static inline Halves narrow_f16(Floats v) { return (Halves)_mm256_cvtps_ph(v, _M
 #else
 
 static inline bool any(Ints mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
+static inline uint32_t bit_mask(Ints mask) { return (mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8); }
+static inline Floats lookup(const float *table, Ints index) {
+    return Floats{table[index[0]], table[index[1]], table[index[2]], table[index[3]]};
+}
 static inline Ints truncate(Floats v) {
     return select(abs(v) < 0x1p31f, __builtin_convertvector(v, Ints), splat(INT32_MIN));
 }
@@ -157,11 +173,18 @@ static inline Halves narrow_f16(Floats v) {
     const Ints subnormal = bits(from_bits(magnitude) + 0.5f) - bits(splat(0.5f));
     Ints half = select(magnitude < (113 << 23), subnormal, normal);
     half = select(magnitude >= (143 << 23), splat(0x7c00), half);
+    half = select(magnitude > (255 << 23), splat(0x7e00), half);
     return __builtin_convertvector(half | ((bits(v) >> 16) & 0x8000), Halves);
 }
 
 #endif
 #endif
+
+template <int... lane> static inline Ints lane_bits(std::integer_sequence<int, lane...>) { return Ints{(1 << lane)...}; }
+
+static inline Ints lane_mask(uint32_t bits) {
+    return (splat((int32_t)bits) & lane_bits(std::make_integer_sequence<int, LANES>())) != 0;
+}
 
 static inline bool all(Ints mask) { return !any(~mask); }
 
@@ -245,13 +268,33 @@ template <int step = 1> static inline void transpose(Floats *square) {
     if constexpr (2 * step < LANES) transpose<2 * step>(square);
 }
 
-// Loads PAIR_LANES runs of n consecutive floats, one run a lane: value i of run r goes to lane r of out[i].
-template <int n> static inline void load_transposed(const float *x, FloatPair *out) {
+template <int step, int... lane>
+static inline void exchange(FloatPair &x, FloatPair &y, std::integer_sequence<int, lane...> lanes) {
+    exchange<step>(x.a, y.a, lanes);
+    exchange<step>(x.b, y.b, lanes);
+}
+
+// Makes one number of the lanes of each row, by halves: lane r gets that of row(r). The same with two in a pair.
+template <int rows = LANES, class Row, class Combine>
+static inline auto reduce_rows(Row row, Combine combine, int first = 0) {
+    if constexpr (rows == 1) {
+        return row(first);
+    } else {
+        auto a = reduce_rows<rows / 2>(row, combine, first);
+        auto b = reduce_rows<rows / 2>(row, combine, first + rows / 2);
+        exchange<rows / 2>(a, b, std::make_integer_sequence<int, LANES>());
+        return combine(a, b);
+    }
+}
+
+// Loads n floats each of PAIR_LANES runs that begin `stride` apart, one run a lane: value i of run r goes to lane
+// r of out[i].
+template <int n, int stride = n> static inline void load_transposed(const float *x, FloatPair *out) {
     for (int i = 0; i < n; i += LANES) {
         Floats a[LANES], b[LANES];
         for (int lane = 0; lane < LANES; ++lane) {
-            a[lane] = load<Floats>(x + lane * n + i);
-            b[lane] = load<Floats>(x + (LANES + lane) * n + i);
+            a[lane] = load<Floats>(x + lane * stride + i);
+            b[lane] = load<Floats>(x + (LANES + lane) * stride + i);
         }
         transpose(a);
         transpose(b);

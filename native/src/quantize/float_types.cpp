@@ -33,18 +33,20 @@ static void dequantize_bf16(const void *data, int64_t n, float *x) { widen_all(d
 
 // ---- finite? ---------------------------------------------------------------------------------
 
-static inline Ints not_finite(Floats v) { return (bits(v) & 0x7f800000) == 0x7f800000; }
+// Magnitudes as integers keep their order, and what is infinite or not a number comes behind all the others.
+static inline Ints magnitude(Floats v) { return bits(v) & 0x7fffffff; }
+constexpr int32_t INFINITE = 0x7f800000;
 
 int64_t find_non_finite(const float *x, int64_t n) {
     constexpr int64_t STRIDE = 1024; // weights between two looks at the result
     for (int64_t start = 0; start < n; start += STRIDE) {
         const int64_t end = start + STRIDE < n ? start + STRIDE : n;
-        Ints found{};
+        Ints largest{};
         int64_t i = start;
-        for (; i + LANES <= end; i += LANES) found |= not_finite(load<Floats>(x + i));
-        for (; i < end; ++i) found |= not_finite(splat(x[i]));
-        if (!any(found)) continue;
-        for (i = start; !not_finite(splat(x[i]))[0];) ++i;
+        for (; i + LANES <= end; i += LANES) largest = max(magnitude(load<Floats>(x + i)), largest);
+        for (; i < end; ++i) largest = max(magnitude(splat(x[i])), largest);
+        if (!any(largest >= INFINITE)) continue;
+        for (i = start; magnitude(splat(x[i]))[0] < INFINITE;) ++i;
         return i;
     }
     return n;

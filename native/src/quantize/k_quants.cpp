@@ -33,7 +33,7 @@ static inline void search(const float *x, float first_trial, int n_steps, Affine
         FloatPair columns[BLOCK], w[BLOCK]; // [weight of the sub-block], lane: sub-block
         load_transposed<BLOCK>(x + first * BLOCK, columns);
         importance(columns, w);
-        const Affine found = affine_search<BLOCK, n_max>(columns, w, first_trial, n_steps);
+        const Affine found = affine_search<BLOCK, n_max>(columns, w, first_trial, 0.1f, n_steps);
         store(results.scale + first, found.scale);
         store(results.minimum + first, -found.minimum); // positive: to be subtracted
         store(results.inverse + first, found.inverse);

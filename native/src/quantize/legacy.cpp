@@ -1,61 +1,62 @@
-// Q8_0 and Q4_0: 32 weights share one scale, and the largest weight decides.
-// First the scales of PAIR_LANES blocks (lane: a block), then their codes (lane: a weight, in the order of
-// memory). To read, the same in NumPy: phicourse/quantize/legacy.py
+// Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: 32 weights share one scale (and, in the _1 types, one minimum).
+// First the scales of a group of blocks (lane: a block), then their codes (lane: a weight, in the order of
+// memory). The largest weights decide; with importance, a search does.
+// To read, the same in NumPy: phicourse/quantize/legacy.py
 #include "../blocks.hpp"
 #include "quantizers.hpp"
 #include "scale_search.hpp"
+#include "small_blocks.hpp"
 
 namespace phi::PHI_ISA {
 
-// ---- groups ----------------------------------------------------------------------------------
+static inline Ints clamp(Ints v, int low, int high) { return min(max(v, splat(low)), splat(high)); }
 
-// The scales of a group of blocks.
-struct BlockScales {
-    float d[PAIR_LANES], inverse[PAIR_LANES]; // inverse: 1 / d, 0 where d is 0
-};
+// ---- codes into blocks -----------------------------------------------------------------------
 
-static inline BlockScales block_scales(FloatPair d) {
-    BlockScales scales;
-    store(scales.d, d);
-    store(scales.inverse, select(d != 0.0f, 1.0f / d, FloatPair{}));
-    return scales;
+constexpr int HALF = BLOCK / 2;
+
+// code(x) has the codes of LANES weights from x on, in the low four or five bits; others are left out.
+template <class Block, class Code> static inline void set_codes(const float *x, Code code, Block &out) {
+    uint32_t fifth_bits = 0;
+    for (int i = 0; i < HALF; i += LANES) {
+        const Ints low = code(x + i), high = code(x + HALF + i);
+        store_bytes(out.qs + i, (low & 15) | high << 4);
+        if constexpr (requires { out.qh; })
+            fifth_bits |= bit_mask((low & 16) != 0) << i | bit_mask((high & 16) != 0) << (HALF + i);
+    }
+    if constexpr (requires { out.qh; }) __builtin_memcpy(out.qh, &fifth_bits, sizeof fifth_bits);
 }
 
-// Calls find_scales on PAIR_LANES blocks at a time and set_codes on each block. The last group may have
-// fewer: its scales come from a copy that zeros fill up, so that every lane has a block.
-template <class Block, class FindScales, class SetCodes>
-static inline void for_each_block(const float *x, int64_t n_blocks, Block *out, FindScales find_scales,
-                                  SetCodes set_codes) {
-    for (int64_t first = 0; first < n_blocks; first += PAIR_LANES) {
-        const int blocks = n_blocks - first < PAIR_LANES ? (int)(n_blocks - first) : PAIR_LANES;
-        FloatPair columns[BLOCK]; // [weight of the block], lane: block
-        if (blocks == PAIR_LANES) {
-            load_transposed<BLOCK>(x + first * BLOCK, columns);
-        } else {
-            float rest[PAIR_LANES * BLOCK] = {};
-            __builtin_memcpy(rest, x + first * BLOCK, sizeof(float) * BLOCK * blocks);
-            load_transposed<BLOCK>(rest, columns);
+// Calls write(weight number, codes) for LANES weights at a time.
+template <class Block, class Write> static inline void for_each_code(const Block &block, Write write) {
+    uint32_t fifth_bits = 0;
+    if constexpr (requires { block.qh; }) __builtin_memcpy(&fifth_bits, block.qh, sizeof fifth_bits);
+    for (int i = 0; i < HALF; i += LANES) {
+        const Ints both = load_bytes(block.qs + i);
+        Ints low = both & 15, high = both >> 4;
+        if constexpr (requires { block.qh; }) {
+            low |= lane_mask(fifth_bits >> i) & 16;
+            high |= lane_mask(fifth_bits >> (HALF + i)) & 16;
         }
-        const BlockScales scales = find_scales(columns);
-        for (int block = 0; block < blocks; ++block) {
-            out[first + block].d = narrow_f16(scales.d[block]);
-            set_codes(x + (first + block) * BLOCK, scales.inverse[block], out[first + block]);
-        }
+        write(i, to_floats(low));
+        write(HALF + i, to_floats(high));
     }
 }
 
 // ---- Q8_0 ------------------------------------------------------------------------------------
 
 static void quantize_q8_0(const float *x, int64_t n_blocks, void *out) {
-    const auto find_scales = [](const FloatPair *columns) {
-        FloatPair largest{};
-        for (int i = 0; i < BLOCK; ++i) largest = max(abs(columns[i]), largest);
-        return block_scales(largest / 127.0f);
+    const auto quantize_group = [](const float *x, BlockQ8_0 *out, int blocks) {
+        const Floats d = largest_magnitudes<BLOCK>(x) / 127.0f;
+        const Floats inverse = reciprocal(d);
+        const Halves stored = narrow_f16(d);
+        for (int block = 0; block < blocks; ++block, x += BLOCK) {
+            out[block].d = stored[block];
+            for (int i = 0; i < BLOCK; i += LANES)
+                store_bytes(out[block].qs + i, round_away(load<Floats>(x + i) * inverse[block]));
+        }
     };
-    const auto set_codes = [](const float *x, float inverse, BlockQ8_0 &out) {
-        for (int i = 0; i < BLOCK; i += LANES) store_bytes(out.qs + i, round_away(load<Floats>(x + i) * inverse));
-    };
-    for_each_block(x, n_blocks, (BlockQ8_0 *)out, find_scales, set_codes);
+    for_each_filled_group<LANES, BLOCK>(x, n_blocks, (BlockQ8_0 *)out, quantize_group);
 }
 
 static void dequantize_q8_0(const void *data, int64_t n_blocks, float *x) {
@@ -66,38 +67,135 @@ static void dequantize_q8_0(const void *data, int64_t n_blocks, float *x) {
     }
 }
 
-// ---- Q4_0 ------------------------------------------------------------------------------------
+// ---- Q4_0 and Q5_0: scale * code, with codes from -n_max to n_max - 1 ------------------------
 
-// 0 to 15: x * inverse is between -8 and 8, and cutting off the fraction after + 8.5 rounds it.
-static inline Ints code_q4_0(const float *x, float inverse) {
-    return min(truncate(load<Floats>(x) * inverse + 8.5f), splat(15)) & 15;
+template <int n_max, class Block> static void quantize_symmetric(const float *x, int64_t n_blocks, void *out) {
+    const auto quantize_group = [](const float *x, Block *out, int blocks) {
+        const Floats d = signed_peaks<BLOCK>(x) / (float)-n_max; // the peak gets code 0
+        const Floats inverse = reciprocal(d);
+        const Halves stored = narrow_f16(d);
+        for (int block = 0; block < blocks; ++block, x += BLOCK) {
+            // x * inverse is between -n_max and n_max, and cutting off the fraction after + n_max + 0.5 rounds it
+            const auto code = [=](const float *x) {
+                return min(truncate(load<Floats>(x) * inverse[block] + (n_max + 0.5f)), splat(2 * n_max - 1));
+            };
+            out[block].d = stored[block];
+            set_codes(x, code, out[block]);
+        }
+    };
+    for_each_filled_group<LANES, BLOCK>(x, n_blocks, (Block *)out, quantize_group);
 }
 
-static void quantize_q4_0(const float *x, int64_t n_blocks, void *out) {
-    const auto find_scales = [](const FloatPair *columns) {
-        return block_scales(signed_peak<BLOCK>(columns) / -8.0f); // the peak gets code 0
-    };
-    const auto set_codes = [](const float *x, float inverse, BlockQ4_0 &out) {
-        constexpr int half = BLOCK / 2;
-        for (int i = 0; i < half; i += LANES)
-            store_bytes(out.qs + i, code_q4_0(x + i, inverse) | code_q4_0(x + half + i, inverse) << 4);
-    };
-    for_each_block(x, n_blocks, (BlockQ4_0 *)out, find_scales, set_codes);
-}
-
-static void dequantize_q4_0(const void *data, int64_t n_blocks, float *x) {
-    const BlockQ4_0 *blocks = (const BlockQ4_0 *)data;
+template <int n_max, class Block> static void dequantize_symmetric(const void *data, int64_t n_blocks, float *x) {
+    const Block *blocks = (const Block *)data;
     for (int64_t i = 0; i < n_blocks; ++i, x += BLOCK) {
         const float d = widen_f16(blocks[i].d);
-        for (int l = 0; l < BLOCK / 2; l += LANES) {
-            const Ints both = load_bytes(blocks[i].qs + l);
-            store(x + l, to_floats((both & 15) - 8) * d);
-            store(x + BLOCK / 2 + l, to_floats((both >> 4) - 8) * d);
-        }
+        for_each_code(blocks[i], [=](int l, Floats codes) { store(x + l, (codes - (float)n_max) * d); });
     }
 }
 
+// ---- Q4_1 and Q5_1: scale * code + minimum, with codes from 0 to n_max -----------------------
+
+template <int n_max, class Block> static void quantize_affine(const float *x, int64_t n_blocks, void *out) {
+    const auto quantize_group = [](const float *x, Block *out, int blocks) {
+        const Ranges range = ranges<BLOCK>(x);
+        const Floats d = abs(range.highest - range.lowest) / (float)n_max; // abs: -0 - 0 is -0
+        const Floats lowest = first_lowest<BLOCK>(x, range.lowest);        // for the sign of a zero
+        const Floats inverse = reciprocal(d);
+        const Halves stored_d = narrow_f16(d), stored_m = narrow_f16(lowest);
+        for (int block = 0; block < blocks; ++block, x += BLOCK) {
+            const auto code = [=](const float *x) {
+                return min(truncate((load<Floats>(x) - lowest[block]) * inverse[block] + 0.5f), splat(n_max));
+            };
+            out[block].d = stored_d[block];
+            out[block].m = stored_m[block];
+            set_codes(x, code, out[block]);
+        }
+    };
+    for_each_filled_group<LANES, BLOCK>(x, n_blocks, (Block *)out, quantize_group);
+}
+
+template <class Block> static void dequantize_affine(const void *data, int64_t n_blocks, float *x) {
+    const Block *blocks = (const Block *)data;
+    for (int64_t i = 0; i < n_blocks; ++i, x += BLOCK) {
+        const float d = widen_f16(blocks[i].d), m = widen_f16(blocks[i].m);
+        for_each_code(blocks[i], [=](int l, Floats codes) { store(x + l, codes * d + m); });
+    }
+}
+
+// ---- with importance -------------------------------------------------------------------------
+
+// PAIR_LANES blocks of a row, and how much an error in each weight counts: [weight of the block], lane: block.
+struct WeightedBlocks {
+    FloatPair x[BLOCK], w[BLOCK];
+};
+
+// Calls quantize_group(x, columns, out, blocks) for each PAIR_LANES blocks of a row.
+template <class Block, class QuantizeGroup>
+static inline void for_each_weighted_group(const float *row, const float *importance, int64_t n_blocks, Block *out,
+                                           QuantizeGroup quantize_group) {
+    float sum = 0;
+    for (int64_t i = 0; i < n_blocks * BLOCK; ++i) sum += row[i] * row[i];
+    const FloatPair mean_square = splat_pair(sum / (float)(n_blocks * BLOCK));
+    const auto weigh = [=](const float *x, const float *importance, Block *out, int blocks) {
+        WeightedBlocks columns;
+        FloatPair counts[BLOCK];
+        load_transposed<BLOCK>(x, columns.x);
+        load_transposed<BLOCK>(importance, counts);
+        error_weights<BLOCK>(columns.x, counts, mean_square, columns.w);
+        quantize_group(x, columns, out, blocks);
+    };
+    for_each_filled_group<PAIR_LANES, BLOCK>(row, importance, n_blocks, out, weigh);
+}
+
+template <int n_max, class Block>
+static void quantize_symmetric_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
+    const auto quantize_group = [](const float *x, const WeightedBlocks &columns, Block *out, int blocks) {
+        const auto found = symmetric_search<BLOCK, n_max>(columns.x, columns.w);
+        float scale[PAIR_LANES], inverse[PAIR_LANES];
+        store(scale, found.scale);
+        store(inverse, found.inverse);
+        for (int block = 0; block < blocks; ++block, x += BLOCK) {
+            const int zero = inverse[block] != 0 ? n_max : 0; // where there are only zeros, they get the lowest code
+            const auto code = [=](const float *x) {
+                return clamp(nearest_int(load<Floats>(x) * inverse[block]), -n_max, n_max - 1) + zero;
+            };
+            out[block].d = narrow_f16(scale[block]);
+            set_codes(x, code, out[block]);
+        }
+    };
+    for_each_weighted_group(x, importance, n_blocks, (Block *)out, quantize_group);
+}
+
+template <int n_max, class Block>
+static void quantize_affine_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
+    const auto quantize_group = [](const float *x, const WeightedBlocks &columns, Block *out, int blocks) {
+        const Affine found = affine_search<BLOCK, n_max>(columns.x, columns.w, -0.9f, 0.05f, 36);
+        float scale[PAIR_LANES], minimum[PAIR_LANES], inverse[PAIR_LANES], base[PAIR_LANES];
+        store(scale, found.scale);
+        store(minimum, found.minimum);
+        store(inverse, found.inverse);
+        store(base, found.base);
+        for (int block = 0; block < blocks; ++block, x += BLOCK) {
+            const auto code = [=](const float *x) {
+                return clamp(nearest_int(inverse[block] * (load<Floats>(x) - base[block])), 0, n_max);
+            };
+            out[block].d = narrow_f16(scale[block]);
+            out[block].m = narrow_f16(minimum[block]);
+            set_codes(x, code, out[block]);
+        }
+    };
+    for_each_weighted_group(x, importance, n_blocks, (Block *)out, quantize_group);
+}
+
 const Quantizer quantizer_q8_0 = {quantize_q8_0, dequantize_q8_0};
-const Quantizer quantizer_q4_0 = {quantize_q4_0, dequantize_q4_0};
+const Quantizer quantizer_q4_0 = {quantize_symmetric<8, BlockQ4_0>, dequantize_symmetric<8, BlockQ4_0>,
+                                  quantize_symmetric_weighted<8, BlockQ4_0>};
+const Quantizer quantizer_q4_1 = {quantize_affine<15, BlockQ4_1>, dequantize_affine<BlockQ4_1>,
+                                  quantize_affine_weighted<15, BlockQ4_1>};
+const Quantizer quantizer_q5_0 = {quantize_symmetric<16, BlockQ5_0>, dequantize_symmetric<16, BlockQ5_0>,
+                                  quantize_symmetric_weighted<16, BlockQ5_0>};
+const Quantizer quantizer_q5_1 = {quantize_affine<31, BlockQ5_1>, dequantize_affine<BlockQ5_1>,
+                                  quantize_affine_weighted<31, BlockQ5_1>};
 
 } // namespace phi::PHI_ISA

@@ -20,9 +20,20 @@ static constexpr std::array<TypeInfo, N_TYPES> TYPES = {{
     {Type::BF16, "BF16", 1, 2},
     {Type::Q8_0, "Q8_0", BLOCK, sizeof(BlockQ8_0)},
     {Type::Q4_0, "Q4_0", BLOCK, sizeof(BlockQ4_0)},
+    {Type::Q4_1, "Q4_1", BLOCK, sizeof(BlockQ4_1)},
+    {Type::Q5_0, "Q5_0", BLOCK, sizeof(BlockQ5_0)},
+    {Type::Q5_1, "Q5_1", BLOCK, sizeof(BlockQ5_1)},
     {Type::Q4_K, "Q4_K", SUPER_BLOCK, sizeof(BlockQ4_K)},
     {Type::Q5_K, "Q5_K", SUPER_BLOCK, sizeof(BlockQ5_K)},
     {Type::Q6_K, "Q6_K", SUPER_BLOCK, sizeof(BlockQ6_K)},
+    {Type::IQ4_NL, "IQ4_NL", BLOCK, sizeof(BlockIQ4_NL)},
+    {Type::IQ4_XS, "IQ4_XS", SUPER_BLOCK, sizeof(BlockIQ4_XS)},
+    {Type::TQ1_0, "TQ1_0", SUPER_BLOCK, sizeof(BlockTQ1_0)},
+    {Type::TQ2_0, "TQ2_0", SUPER_BLOCK, sizeof(BlockTQ2_0)},
+    {Type::MXFP4, "MXFP4", BLOCK, sizeof(BlockMXFP4)},
+    {Type::NVFP4, "NVFP4", BLOCK_NVFP4, sizeof(BlockNVFP4)},
+    {Type::Q1_0, "Q1_0", BLOCK_Q1_0, sizeof(BlockQ1_0)},
+    {Type::Q2_0, "Q2_0", BLOCK_Q2_0, sizeof(BlockQ2_0)},
 }};
 
 std::span<const TypeInfo> type_infos() { return TYPES; }

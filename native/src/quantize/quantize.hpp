@@ -10,7 +10,15 @@
 
 namespace phi {
 
-enum class Type { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
+enum class Type {
+    F32, F16, BF16,
+    Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
+    Q4_K, Q5_K, Q6_K,
+    IQ4_NL, IQ4_XS,
+    TQ1_0, TQ2_0,
+    MXFP4, NVFP4,
+    Q1_0, Q2_0,
+};
 
 struct TypeInfo {
     Type type;

@@ -6,8 +6,15 @@ namespace phi::PHI_ISA {
 extern const QuantizerTable quantizer_table;
 
 const QuantizerTable quantizer_table = {
-    {&quantizer_f32, &quantizer_f16, &quantizer_bf16, &quantizer_q8_0, &quantizer_q4_0, &quantizer_q4_k,
-     &quantizer_q5_k, &quantizer_q6_k},
+    {
+        &quantizer_f32, &quantizer_f16, &quantizer_bf16,
+        &quantizer_q8_0, &quantizer_q4_0, &quantizer_q4_1, &quantizer_q5_0, &quantizer_q5_1,
+        &quantizer_q4_k, &quantizer_q5_k, &quantizer_q6_k,
+        &quantizer_iq4_nl, &quantizer_iq4_xs,
+        &quantizer_tq1_0, &quantizer_tq2_0,
+        &quantizer_mxfp4, &quantizer_nvfp4,
+        &quantizer_q1_0, &quantizer_q2_0,
+    },
     find_non_finite,
 };
 

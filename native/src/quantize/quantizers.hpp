@@ -11,8 +11,16 @@ int64_t find_non_finite(const float *x, int64_t n);
 // float_types.cpp
 extern const Quantizer quantizer_f32, quantizer_f16, quantizer_bf16;
 // legacy.cpp
-extern const Quantizer quantizer_q8_0, quantizer_q4_0;
+extern const Quantizer quantizer_q8_0, quantizer_q4_0, quantizer_q4_1, quantizer_q5_0, quantizer_q5_1;
 // k_quants.cpp
 extern const Quantizer quantizer_q4_k, quantizer_q5_k, quantizer_q6_k;
+// nonlinear.cpp
+extern const Quantizer quantizer_iq4_nl, quantizer_iq4_xs;
+// ternary.cpp
+extern const Quantizer quantizer_tq1_0, quantizer_tq2_0;
+// small_floats.cpp
+extern const Quantizer quantizer_mxfp4, quantizer_nvfp4;
+// one_and_two_bits.cpp
+extern const Quantizer quantizer_q1_0, quantizer_q2_0;
 
 } // namespace phi::PHI_ISA

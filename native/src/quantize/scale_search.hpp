@@ -15,6 +15,13 @@ static inline FloatPair clamp(FloatPair v, int low, int high) {
     return min(max(v, splat_pair((float)low)), splat_pair((float)high));
 }
 
+// How much an error counts: the importance of the weight's column, and a little more for large weights.
+template <int n>
+static inline void error_weights(const FloatPair *x, const FloatPair *importance, FloatPair mean_square,
+                                 FloatPair *w) {
+    for (int i = 0; i < n; ++i) w[i] = importance[i] * sqrt(mean_square + x[i] * x[i]);
+}
+
 // The number of largest magnitude of every sub-block, with its sign; the first of equals; never -0.
 template <int n> static inline FloatPair signed_peak(const FloatPair *x) {
     FloatPair peak{}, magnitude{};
@@ -156,13 +163,13 @@ static inline Affine choose(IntPair where, const Affine &a, const Affine &b) {
             select(where, a.inverse, b.inverse), select(where, a.base, b.base), select(where, a.error, b.error)};
 }
 
-// The first trial stretches the range of x to n_max + first levels, each further one to 0.1 more. The range
-// starts at the best minimum so far.
+// Trial i stretches the range of x to n_max + first + i * step levels. The range starts at the best minimum so
+// far.
 template <int n, int n_max>
-static inline Affine affine_search(const FloatPair *x, const FloatPair *w, float first, int n_steps) {
+static inline Affine affine_search(const FloatPair *x, const FloatPair *w, float first, float step, int n_steps) {
     const Statistics s = statistics<n>(x, w);
     Affine best;
-    best.minimum = best.base = min(s.lowest, FloatPair{});
+    best.minimum = best.base = min(FloatPair{}, s.lowest); // -0 stays: some types store it
     // Sub-blocks of one value need no code: with any range at all, theirs are zero and no trial is better.
     const IntPair constant = s.highest == best.minimum;
 
@@ -171,10 +178,10 @@ static inline Affine affine_search(const FloatPair *x, const FloatPair *w, float
     best.scale = 1.0f / best.inverse;
     codes_above<n, n_max>(x, s, best.base, best.inverse, codes);
     best.error = error_of<n>(x, w, codes, best.scale, best.minimum);
-    for (int step = 0; step <= n_steps; ++step) {
+    for (int i = 0; i <= n_steps; ++i) {
         Affine fit;
         fit.base = best.minimum;
-        fit.inverse = (first + 0.1f * step + n_max) / select(constant, splat_pair(1.0f), s.highest - fit.base);
+        fit.inverse = (first + step * i + n_max) / select(constant, splat_pair(1.0f), s.highest - fit.base);
         codes_above<n, n_max>(x, s, fit.base, fit.inverse, codes);
         const IntPair solvable = least_squares<n>(x, w, s, codes, fit);
         best = choose(solvable & (fit.error < best.error), fit, best);
