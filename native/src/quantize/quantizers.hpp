@@ -14,5 +14,7 @@ extern const Quantizer quantizer_f32, quantizer_f16, quantizer_bf16;
 extern const Quantizer quantizer_q8_0, quantizer_q4_0;
 // k_quants.cpp
 extern const Quantizer quantizer_q4_k, quantizer_q5_k, quantizer_q6_k;
+// lattice.cpp
+extern const Quantizer quantizer_iq3_s, quantizer_iq3_xxs, quantizer_iq2_s, quantizer_iq2_xs, quantizer_iq2_xxs;
 
 } // namespace phi::PHI_ISA
