@@ -18,7 +18,7 @@ def isas() -> list[str]:
     """Names of the instruction sets that can run here, slowest first."""
 
 # ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K,
-# IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0.
+# IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0.
 # Arrays are C-contiguous; isa forces an instruction set; the GIL is released.
 
 def quantize(
@@ -61,6 +61,13 @@ def dequantize(
     type: str, data: NDArray[np.uint8], out: NDArray[np.float32], threads: int = 1, isa: str | None = None
 ) -> None:
     """Turn (rows, row_bytes) uint8 blocks into (rows, n) float32 values, written to out."""
+
+def set_grid(type: str, points: NDArray[np.int8]) -> None:
+    """Hand over the grid of an i-quant, once, before anything else is done with the type.
+
+    points  (n_points, g) int8, what the blocks' indices stand for
+    raises  ValueError: a type without a grid, or points that cannot be its grid
+    """
 
 def block_layouts() -> dict[str, dict[str, int | dict[str, int]]]:
     """Size and field offsets of the C++ structs: {type: {"size": bytes, "fields": {name: offset}}}."""

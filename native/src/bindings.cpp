@@ -87,6 +87,12 @@ static void dequantize(const std::string &type_name, Matrix<const uint8_t> data,
     phi::dequantize(type.type, data.data(), out.shape(0), out.shape(1), out.data(), threads, chosen);
 }
 
+static void set_grid(const std::string &type_name, Matrix<const int8_t> points) {
+    const phi::TypeInfo &type = phi::type_info(type_name);
+    nb::gil_scoped_release release;
+    phi::set_grid(type.type, points.data(), points.shape(0), points.shape(1));
+}
+
 #define FIELD(block, field) layout[#field] = offsetof(phi::Block##block, field)
 #define LAYOUT(block, ...) \
     { \
@@ -111,6 +117,11 @@ static nb::dict block_layouts() {
     LAYOUT(Q6_K, FIELD(Q6_K, ql), FIELD(Q6_K, qh), FIELD(Q6_K, scales), FIELD(Q6_K, d))
     LAYOUT(IQ4_NL, FIELD(IQ4_NL, d), FIELD(IQ4_NL, qs))
     LAYOUT(IQ4_XS, FIELD(IQ4_XS, d), FIELD(IQ4_XS, scales_h), FIELD(IQ4_XS, scales_l), FIELD(IQ4_XS, qs))
+    LAYOUT(IQ3_S, FIELD(IQ3_S, d), FIELD(IQ3_S, qs), FIELD(IQ3_S, qh), FIELD(IQ3_S, signs), FIELD(IQ3_S, scales))
+    LAYOUT(IQ3_XXS, FIELD(IQ3_XXS, d), FIELD(IQ3_XXS, qs))
+    LAYOUT(IQ2_S, FIELD(IQ2_S, d), FIELD(IQ2_S, qs), FIELD(IQ2_S, qh), FIELD(IQ2_S, scales))
+    LAYOUT(IQ2_XS, FIELD(IQ2_XS, d), FIELD(IQ2_XS, qs), FIELD(IQ2_XS, scales))
+    LAYOUT(IQ2_XXS, FIELD(IQ2_XXS, d), FIELD(IQ2_XXS, qs))
     LAYOUT(TQ1_0, FIELD(TQ1_0, qs), FIELD(TQ1_0, qh), FIELD(TQ1_0, d))
     LAYOUT(TQ2_0, FIELD(TQ2_0, qs), FIELD(TQ2_0, d))
     LAYOUT(MXFP4, FIELD(MXFP4, e), FIELD(MXFP4, qs))
@@ -132,6 +143,7 @@ static void bind_quantize(nb::module_ &m) {
           "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
     m.def("dequantize", dequantize, "type"_a, "data"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1,
           "isa"_a = nb::none());
+    m.def("set_grid", set_grid, "type"_a, "points"_a.noconvert());
     m.def("block_layouts", block_layouts);
 }
 

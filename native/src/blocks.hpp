@@ -77,6 +77,40 @@ struct BlockIQ4_XS {
     uint8_t qs[SUPER_BLOCK / 2]; // 16 bytes for each sub-block, as in Q4_0
 };
 
+// The types with grids: value = step * point of the grid * sign. Points have 8 values (IQ2, IQ1) or 4 (IQ3).
+// A step belongs to 32 weights (IQ3_S, IQ3_XXS, IQ2_XXS) or 16 (IQ2_S, IQ2_XS).
+
+struct BlockIQ3_S {
+    uint16_t d;                      // step = d * (1 + 2 * scale)
+    uint8_t qs[SUPER_BLOCK / 4];     // low eight bits of indices
+    uint8_t qh[SUPER_BLOCK / 32];    // bit k of byte j: ninth bit of index 8j + k
+    uint8_t signs[SUPER_BLOCK / 8];  // bit i of byte j: is weight 8j + i negative?
+    uint8_t scales[SUPER_BLOCK / 64]; // two of four bits, the first low
+};
+
+struct BlockIQ3_XXS {
+    uint16_t d;                      // step = d * (1/2 + scale) / 2
+    uint8_t qs[3 * SUPER_BLOCK / 8]; // 64 indices; for each 32 weights a word: four times 7 signs, a 4-bit scale
+};
+
+struct BlockIQ2_S {
+    uint16_t d;                       // step = d * (1/2 + scale) / 4
+    uint8_t qs[SUPER_BLOCK / 4];      // low eight bits of 32 indices, then the signs
+    uint8_t qh[SUPER_BLOCK / 32];     // two high bits of four indices each
+    uint8_t scales[SUPER_BLOCK / 32]; // as in IQ3_S
+};
+
+struct BlockIQ2_XS {
+    uint16_t d;                  // step as in IQ2_S
+    uint16_t qs[SUPER_BLOCK / 8]; // index of nine bits, 7 signs above it
+    uint8_t scales[SUPER_BLOCK / 32];
+};
+
+struct BlockIQ2_XXS {
+    uint16_t d;                   // step as in IQ2_S
+    uint16_t qs[SUPER_BLOCK / 8]; // for each 32 weights two words: four indices; signs and scale as in IQ3_XXS
+};
+
 // Ternary digits (trits), five in a byte: value = d * (trit - 1)
 struct BlockTQ1_0 {
     uint8_t qs[48]; // byte l < 32: weights l + 32t; byte 32 + l: weights 160 + l + 16t; t from 0 to 4
@@ -125,6 +159,13 @@ static_assert(sizeof(BlockQ6_K) == 210 && offsetof(BlockQ6_K, qh) == 128 && offs
 static_assert(sizeof(BlockIQ4_NL) == 18 && offsetof(BlockIQ4_NL, qs) == 2);
 static_assert(sizeof(BlockIQ4_XS) == 136 && offsetof(BlockIQ4_XS, scales_h) == 2 &&
               offsetof(BlockIQ4_XS, scales_l) == 4 && offsetof(BlockIQ4_XS, qs) == 8);
+static_assert(sizeof(BlockIQ3_S) == 110 && offsetof(BlockIQ3_S, qs) == 2 && offsetof(BlockIQ3_S, qh) == 66 &&
+              offsetof(BlockIQ3_S, signs) == 74 && offsetof(BlockIQ3_S, scales) == 106);
+static_assert(sizeof(BlockIQ3_XXS) == 98 && offsetof(BlockIQ3_XXS, qs) == 2);
+static_assert(sizeof(BlockIQ2_S) == 82 && offsetof(BlockIQ2_S, qs) == 2 && offsetof(BlockIQ2_S, qh) == 66 &&
+              offsetof(BlockIQ2_S, scales) == 74);
+static_assert(sizeof(BlockIQ2_XS) == 74 && offsetof(BlockIQ2_XS, qs) == 2 && offsetof(BlockIQ2_XS, scales) == 66);
+static_assert(sizeof(BlockIQ2_XXS) == 66 && offsetof(BlockIQ2_XXS, qs) == 2);
 static_assert(sizeof(BlockTQ1_0) == 54 && offsetof(BlockTQ1_0, qh) == 48 && offsetof(BlockTQ1_0, d) == 52);
 static_assert(sizeof(BlockTQ2_0) == 66 && offsetof(BlockTQ2_0, d) == 64);
 static_assert(sizeof(BlockMXFP4) == 17 && offsetof(BlockMXFP4, qs) == 1);

@@ -8,6 +8,7 @@ Source: `gguf.quants`; the neighbours as ggml's `iq2xs_init_impl` and `iq3xs_ini
 
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ Indices = NDArray[np.intp]
 
 # How many different distances count as near, when a combination is not on the grid.
 _SHELLS = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ3_XXS": 2, "IQ3_S": 3, "IQ1_S": 3}
+# Which grid a type has.
+GRIDS = {name: name for name in _SHELLS} | {"IQ1_M": "IQ1_S"}
 
 
 class Grid(NamedTuple):
@@ -85,7 +88,21 @@ class Grid(NamedTuple):
 
 @cache
 def load_grid(type_name: str) -> Grid:
-    """Read the grid of a type out of the `gguf` package; QuantizeError where that is not installed."""
+    """Make the grid of a type usable; QuantizeError where the `gguf` package is not installed."""
+    values = _read_values(type_name)
+    different = np.unique(values)
+    return _complete(values, np.searchsorted(different, values), len(different), _SHELLS[type_name])
+
+
+@cache
+def hand_over(native: ModuleType, type_name: str) -> None:
+    """Give the compiled module the grid of a type, if it has one, before it works with that type."""
+    if type_name in GRIDS:
+        native.set_grid(type_name, _read_values(GRIDS[type_name]).astype(np.int8))
+
+
+def _read_values(type_name: str) -> Float32:
+    """Read a grid out of the `gguf` package, (n_points, g); QuantizeError where that is not installed."""
     try:
         quants = import_module("gguf.quants")
     except ImportError as error:
@@ -94,10 +111,7 @@ def load_grid(type_name: str) -> Grid:
         ) from error
     source = getattr(quants, type_name)
     source.init_grid()
-    values = np.asarray(source.grid, dtype=np.float32).reshape(source.grid_shape)
-    return _complete(
-        values, np.searchsorted(source.grid_map, values), len(source.grid_map), _SHELLS[type_name]
-    )
+    return np.asarray(source.grid, dtype=np.float32).reshape(source.grid_shape)
 
 
 def _complete(values: Float32, levels: Indices, n_levels: int, shells: int) -> Grid:

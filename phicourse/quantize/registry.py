@@ -20,6 +20,7 @@ from phicourse.errors import QuantizeError
 from phicourse.gguf.types import TENSOR_TYPES, TensorType
 from phicourse.quantize import (
     float_types,
+    grids,
     iq1,
     k_quants,
     lattice,
@@ -228,6 +229,7 @@ def _native_for(type_name: str, backend: Backend) -> ModuleType | None:
         return None
     native = _native()
     if native is not None and type_name in _native_types(native):
+        grids.hand_over(native, type_name)
         return native
     if backend == "native":
         lacks = "was not built" if native is None else f"has no {type_name}"

@@ -2,11 +2,13 @@
 
 #include "../blocks.hpp"
 #include "../thread_pool.hpp"
+#include "grids.hpp"
 #include "quantizer_table.hpp"
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,11 @@ static constexpr std::array<TypeInfo, N_TYPES> TYPES = {{
     {Type::Q6_K, "Q6_K", SUPER_BLOCK, sizeof(BlockQ6_K)},
     {Type::IQ4_NL, "IQ4_NL", BLOCK, sizeof(BlockIQ4_NL)},
     {Type::IQ4_XS, "IQ4_XS", SUPER_BLOCK, sizeof(BlockIQ4_XS)},
+    {Type::IQ3_S, "IQ3_S", SUPER_BLOCK, sizeof(BlockIQ3_S)},
+    {Type::IQ3_XXS, "IQ3_XXS", SUPER_BLOCK, sizeof(BlockIQ3_XXS)},
+    {Type::IQ2_S, "IQ2_S", SUPER_BLOCK, sizeof(BlockIQ2_S)},
+    {Type::IQ2_XS, "IQ2_XS", SUPER_BLOCK, sizeof(BlockIQ2_XS)},
+    {Type::IQ2_XXS, "IQ2_XXS", SUPER_BLOCK, sizeof(BlockIQ2_XXS)},
     {Type::TQ1_0, "TQ1_0", SUPER_BLOCK, sizeof(BlockTQ1_0)},
     {Type::TQ2_0, "TQ2_0", SUPER_BLOCK, sizeof(BlockTQ2_0)},
     {Type::MXFP4, "MXFP4", BLOCK, sizeof(BlockMXFP4)},
@@ -47,6 +54,31 @@ const TypeInfo &type_info(std::string_view name) {
         known += (known.empty() ? "" : ", ") + std::string(info.name);
     }
     throw std::invalid_argument("no quantizer for type " + std::string(name) + "; there are " + known);
+}
+
+// ---- grids -----------------------------------------------------------------------------------
+
+static std::optional<GridName> grid_of(Type type) {
+    switch (type) {
+    case Type::IQ3_S: return GridName::IQ3_S;
+    case Type::IQ3_XXS: return GridName::IQ3_XXS;
+    case Type::IQ2_S: return GridName::IQ2_S;
+    case Type::IQ2_XS: return GridName::IQ2_XS;
+    case Type::IQ2_XXS: return GridName::IQ2_XXS;
+    default: return std::nullopt;
+    }
+}
+
+void set_grid(Type type, const int8_t *values, int64_t n_points, int64_t group) {
+    const std::optional<GridName> grid = grid_of(type);
+    if (!grid) throw std::invalid_argument(std::string(type_info(type).name) + " has no grid");
+    set_grid(*grid, values, n_points, group);
+}
+
+static void check_grid(const TypeInfo &info) {
+    const std::optional<GridName> grid = grid_of(info.type);
+    if (grid && !find_grid(*grid))
+        throw std::invalid_argument("the grid of " + std::string(info.name) + " has not been set; set_grid does that");
 }
 
 // ---- instruction sets ------------------------------------------------------------------------
@@ -154,6 +186,7 @@ static void check(const Job &job) {
     if (job.source > Type::BF16) throw std::invalid_argument("only F32, F16 and BF16 rows can be quantized");
     if (!job.importance && !job.quantizer().quantize)
         throw std::invalid_argument(std::string(job.info.name) + " cannot be quantized to without importance");
+    check_grid(job.info);
 }
 
 void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads, Isa isa,
@@ -184,6 +217,7 @@ void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, vo
 void dequantize(Type type, const void *data, int64_t rows, int64_t n, float *out, int threads, Isa isa) {
     const TypeInfo &info = type_info(type);
     check_row(info, n);
+    check_grid(info);
     const QuantizerTable &functions = table(isa);
     for_each_chunk(rows * n, CHUNK, threads, [&](int64_t first, int64_t end) {
         const std::byte *blocks = static_cast<const std::byte *>(data) + first / info.block * info.bytes;

@@ -15,6 +15,7 @@ enum class Type {
     Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
     Q4_K, Q5_K, Q6_K,
     IQ4_NL, IQ4_XS,
+    IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS,
     TQ1_0, TQ2_0,
     MXFP4, NVFP4,
     Q1_0, Q2_0,
@@ -36,6 +37,10 @@ const TypeInfo &type_info(Type type);
 // Throws std::invalid_argument, which lists the known names.
 const TypeInfo &type_info(std::string_view name);
 
+// Hands over the points of a type's grid, [n_points][group], once; nothing works with an i-quant that has one
+// before that. Throws std::invalid_argument where the type has no grid or the values cannot be it.
+void set_grid(Type type, const int8_t *values, int64_t n_points, int64_t group);
+
 // A weight is infinite or not a number.
 class NonFiniteError : public std::runtime_error {
   public:
@@ -47,12 +52,13 @@ class NonFiniteError : public std::runtime_error {
 // rows * type_info(type).row_bytes(n) bytes. The bytes depend neither on the threads nor on the
 // instruction set. `importance` has n numbers that say how much each column counts, none of them negative or
 // infinite; nullptr: all the same, and the quantizer follows its own rules. Throws NonFiniteError, and
-// std::invalid_argument where the block does not divide n or a type cannot do without importance.
+// std::invalid_argument where the block does not divide n, a type cannot do without importance, or its grid has
+// not been set.
 void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
               Isa isa = active_isa(), const float *importance = nullptr);
 
 // The float32 values of rows of blocks of any type. Throws std::invalid_argument where the block does
-// not divide n.
+// not divide n or the type's grid has not been set.
 void dequantize(Type type, const void *data, int64_t rows, int64_t n, float *out, int threads,
                 Isa isa = active_isa());
 

@@ -16,6 +16,8 @@ extern const Quantizer quantizer_q8_0, quantizer_q4_0, quantizer_q4_1, quantizer
 extern const Quantizer quantizer_q4_k, quantizer_q5_k, quantizer_q6_k;
 // nonlinear.cpp
 extern const Quantizer quantizer_iq4_nl, quantizer_iq4_xs;
+// lattice.cpp
+extern const Quantizer quantizer_iq3_s, quantizer_iq3_xxs, quantizer_iq2_s, quantizer_iq2_xs, quantizer_iq2_xxs;
 // ternary.cpp
 extern const Quantizer quantizer_tq1_0, quantizer_tq2_0;
 // small_floats.cpp

@@ -1,0 +1,168 @@
+#include "grids.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace phi {
+
+namespace {
+
+struct Shape {
+    const char *name;
+    int n_points, group, n_levels;
+    int shells; // how many different distances count as near
+};
+
+constexpr std::array<Shape, 6> SHAPES = {{
+    {"IQ3_S", 512, 4, 8, 3},
+    {"IQ3_XXS", 256, 4, 8, 2},
+    {"IQ2_S", 1024, 8, 3, 1},
+    {"IQ2_XS", 512, 8, 3, 2},
+    {"IQ2_XXS", 256, 8, 3, 2},
+    {"IQ1_S", 2048, 8, 3, 3},
+}};
+
+using Levels = std::array<int, 8>; // as many as the group has, zeros behind them
+
+struct Storage {
+    std::vector<int8_t> values;
+    std::vector<int32_t> words, point, start, length, near_words;
+    std::vector<uint16_t> near_points;
+    Grid grid;
+};
+
+std::array<std::unique_ptr<Storage>, SHAPES.size()> storages;
+std::array<std::atomic<const Grid *>, SHAPES.size()> grids;
+std::mutex setting;
+
+} // namespace
+
+[[noreturn]] static void refuse(const Shape &shape, const std::string &why) {
+    throw std::invalid_argument("the grid of " + std::string(shape.name) + " " + why);
+}
+
+// ---- levels ----------------------------------------------------------------------------------
+
+// The levels of each point: how many of the different values are smaller than its own.
+static std::vector<Levels> levels_of(const Shape &shape, const std::vector<int8_t> &values) {
+    std::vector<int8_t> different = values;
+    std::sort(different.begin(), different.end());
+    different.erase(std::unique(different.begin(), different.end()), different.end());
+    if (different.size() != static_cast<size_t>(shape.n_levels))
+        refuse(shape, "has " + std::to_string(shape.n_levels) + " different values, got " +
+                          std::to_string(different.size()));
+    std::vector<Levels> points(shape.n_points);
+    for (size_t i = 0; i < values.size(); ++i) {
+        const auto place = std::lower_bound(different.begin(), different.end(), values[i]);
+        points[i / shape.group][i % shape.group] = static_cast<int>(place - different.begin());
+    }
+    return points;
+}
+
+static int combinations(const Shape &shape) {
+    int count = 1;
+    for (int i = 0; i < shape.group; ++i) count *= shape.n_levels;
+    return count;
+}
+
+static int number_of(const Shape &shape, const Levels &levels) {
+    int number = 0;
+    for (int i = shape.group - 1; i >= 0; --i) number = number * shape.n_levels + levels[i];
+    return number;
+}
+
+static Levels levels_of_number(const Shape &shape, int number) {
+    Levels levels{};
+    for (int i = 0; i < shape.group; ++i, number /= shape.n_levels) levels[i] = number % shape.n_levels;
+    return levels;
+}
+
+static int32_t word_of(const Shape &shape, const Levels &levels) {
+    uint32_t word = 0;
+    for (int i = 0; i < shape.group; ++i)
+        word |= ((i * entries_of(shape.n_levels) + levels[i]) % 16u) << 4 * i;
+    return static_cast<int32_t>(word);
+}
+
+// ---- neighbours ------------------------------------------------------------------------------
+
+static int distance(const Levels &a, const Levels &b) {
+    int sum = 0;
+    for (size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sum;
+}
+
+// The points in the nearest shells, by distance, then by index.
+static std::vector<int> near(const Shape &shape, const std::vector<Levels> &points, const Levels &levels) {
+    std::vector<std::vector<int>> at(distance({}, {7, 7, 7, 7}) + 1); // the largest distance there can be
+    for (int i = 0; i < shape.n_points; ++i) at[distance(points[i], levels)].push_back(i);
+    std::vector<int> found;
+    for (int shells = 0; const std::vector<int> &shell : at) {
+        if (shell.empty()) continue;
+        found.insert(found.end(), shell.begin(), shell.end());
+        if (++shells == shape.shells) break;
+    }
+    return found;
+}
+
+static void append_near(Storage &storage, const std::vector<int> &found) {
+    const size_t length = (found.size() + NEAR_STRIDE - 1) / NEAR_STRIDE * NEAR_STRIDE;
+    for (size_t i = 0; i < length; ++i) {
+        const int point = found[std::min(i, found.size() - 1)];
+        storage.near_points.push_back(static_cast<uint16_t>(point));
+        storage.near_words.push_back(storage.words[point]);
+    }
+}
+
+// ---- the whole -------------------------------------------------------------------------------
+
+static std::unique_ptr<Storage> build(const Shape &shape, std::vector<int8_t> values) {
+    const std::vector<Levels> points = levels_of(shape, values);
+    auto storage = std::make_unique<Storage>();
+    storage->values = std::move(values);
+    storage->point.assign(combinations(shape), -1);
+    for (int i = 0; i < shape.n_points; ++i) {
+        int32_t &point = storage->point[number_of(shape, points[i])];
+        if (point >= 0) refuse(shape, "has points " + std::to_string(point) + " and " + std::to_string(i) + " alike");
+        point = i;
+        storage->words.push_back(word_of(shape, points[i]));
+    }
+    if (storage->point[0] < 0) refuse(shape, "lacks the point of the lowest levels");
+
+    for (int number = 0; number < combinations(shape); ++number) {
+        storage->start.push_back(static_cast<int32_t>(storage->near_words.size()));
+        storage->length.push_back(0);
+        if (storage->point[number] >= 0) continue;
+        const std::vector<int> found = near(shape, points, levels_of_number(shape, number));
+        storage->length.back() = static_cast<int32_t>(found.size());
+        append_near(*storage, found);
+    }
+    storage->grid = {shape.n_points, shape.group, shape.n_levels, storage->values.data(), storage->words.data(),
+                     storage->point.data(), storage->start.data(), storage->length.data(),
+                     storage->near_words.data(), storage->near_points.data()};
+    return storage;
+}
+
+const Grid *find_grid(GridName name) { return grids[static_cast<size_t>(name)].load(std::memory_order_acquire); }
+
+void set_grid(GridName name, const int8_t *values, int64_t n_points, int64_t group) {
+    const auto slot = static_cast<size_t>(name);
+    const Shape &shape = SHAPES[slot];
+    if (n_points != shape.n_points || group != shape.group)
+        refuse(shape, "has " + std::to_string(shape.n_points) + " points of " + std::to_string(shape.group) +
+                          " values, got " + std::to_string(n_points) + " of " + std::to_string(group));
+    const std::lock_guard lock(setting);
+    std::vector<int8_t> all(values, values + n_points * group);
+    if (storages[slot] && storages[slot]->values != all) refuse(shape, "has been set to other points");
+    if (storages[slot]) return;
+    storages[slot] = build(shape, std::move(all));
+    grids[slot].store(&storages[slot]->grid, std::memory_order_release);
+}
+
+} // namespace phi
