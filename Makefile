@@ -30,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run lab test lint test-native test-python test-notebooks notebooks bench train oracles clean
+.PHONY: help run lab test lint test-native test-python test-notebooks notebooks bench bench-convert train oracles clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -54,6 +54,14 @@ test-native: $(VENV)/.test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S native -B build/tests -G Ninja >build/tests.log 2>&1 || (cat build/tests.log; false)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tests >build/tests.log 2>&1 || (cat build/tests.log; false)
 	@$(BIN)/ctest --test-dir build/tests --output-on-failure
+ifneq ($(shell command -v qemu-aarch64 && command -v aarch64-linux-gnu-g++),)
+	$(SAY) "the same for 64-bit ARM, in an emulator"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S native -B build/aarch64 -G Ninja --toolchain aarch64.cmake >build/tests.log 2>&1 || (cat build/tests.log; false)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/aarch64 >build/tests.log 2>&1 || (cat build/tests.log; false)
+	@$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
+else
+	$(SAY) "64-bit ARM is not tested: apt install g++-aarch64-linux-gnu qemu-user"
+endif
 
 test-python: $(VENV)/.test $(SDIST)
 	$(SAY) "running the Python tests"
@@ -72,6 +80,10 @@ notebooks: $(VENV)/.lab ## run the notebooks and keep their outputs, as they are
 bench: $(VENV)/.test $(SDIST) ## speed side by side with llama.cpp, as ratios
 	$(SAY) "measuring against llama-cpp-python $(LLAMA)"
 	@$(BIN)/python tests/benchmarks/bench_vs_llama_cpp.py
+
+bench-convert: $(VENV)/.test $(SDIST) ## a 3.8 billion parameter checkpoint to F16 and Q4_K_M (16 GB of disk)
+	$(SAY) "converting 7.6 GB of random weights, ours and llama.cpp's way"
+	@$(BIN)/python tests/benchmarks/bench_convert.py
 
 train: $(VENV)/.lab ## train phi-tiny, or go on from its last checkpoint
 	$(SAY) "training phi-tiny; Ctrl-C stops, the same command resumes"

@@ -21,14 +21,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from phicourse import __version__
 from phicourse.errors import GenerateError, PhiCourseError
-from phicourse.quantize.mixes import MIXES
+from phicourse.quantize.mixes import ALIASES, COPY, MIXES
 
 if TYPE_CHECKING:
     from phicourse.generate import LLM
+    from phicourse.quantize.importance import ImportanceMatrix
 
 INTERRUPTED = {
     "convert": "interrupted, nothing was written",
     "quantize": "interrupted, nothing was written",
+    "split": "interrupted, nothing was written",
+    "merge": "interrupted, nothing was written",
+    "imatrix": "interrupted, nothing was written",
     "download": "interrupted; what has arrived is kept, the same command resumes",
 }
 
@@ -181,6 +185,17 @@ def a_path(text: str | Path) -> Path:
     return Path(text)
 
 
+def a_size(text: str) -> int:
+    """A size from the command line, as 500M or 2G, in bytes."""
+    from phicourse.errors import GGUFError
+    from phicourse.gguf import parse_size
+
+    try:
+        return parse_size(text)
+    except GGUFError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document. JSON has no infinity and no NaN: null stands for them."""
     print(json.dumps(finite(document), indent=2, allow_nan=False))
@@ -203,6 +218,16 @@ Threads = Annotated[
 Context = Annotated[
     int | None,
     typer.Option("--ctx", min=1, metavar="N", help="Context in tokens.  [default: the model's, up to 4096]"),
+]
+SplitSize = Annotated[
+    int | None,
+    typer.Option("--split-max-size", parser=a_size, metavar="SIZE", help="Bytes a file at most: 500M, 2G."),
+]
+SplitTensors = Annotated[
+    int | None, typer.Option("--split-max-tensors", min=1, metavar="N", help="Tensors a file at most.")
+]
+KeysFirst = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="Put only the keys into the first file.")
 ]
 Model = Annotated[Path, typer.Argument(parser=a_path, metavar="FILE", help="A GGUF file.")]
 
@@ -262,16 +287,52 @@ def convert(
             "-o", "--out", "--outfile", parser=a_path, metavar="OUT", help="The GGUF file to write."
         ),
     ] = None,
-    outtype: Annotated[str, typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0 or auto.")] = "f16",
+    outtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0, tq1_0, tq2_0 or auto.")
+    ] = "f16",
     compat: Annotated[
         bool, typer.Option("--compat", help="Leave out our own keys: the bytes of llama.cpp's converter.")
     ] = False,
+    split_max_size: SplitSize = None,
+    split_max_tensors: SplitTensors = None,
+    no_tensor_first_split: KeysFirst = False,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(parser=a_path, metavar="FILE", help="JSON of general.* keys that count instead."),
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name.")] = None,
     force: Force = False,
 ) -> None:
-    """Turn a checkpoint into a GGUF file and print its path."""
-    from phicourse.convert import convert
+    """Turn a checkpoint into a GGUF file and print its path.
 
-    print(convert(checkpoint, out, outtype, force=force, compat=compat))
+    With --split-max-size or --split-max-tensors it may become several files: model.gguf is then
+    model-00001-of-00002.gguf and so on, and the path of the first is printed.
+    """
+    from phicourse.convert import convert
+    from phicourse.gguf import Split
+
+    if model_name == "":
+        raise typer.BadParameter("--model-name is empty")
+    split = Split(split_max_tensors, split_max_size, no_tensor_first_split)
+    print(
+        convert(
+            checkpoint,
+            out,
+            outtype,
+            force=force,
+            compat=compat,
+            split=None if split == Split() else split,
+            metadata=metadata,
+            model_name=None if model_name is None else checked(model_name),
+        )
+    )
+
+
+def table_of_mixes() -> str:
+    """All mixes with their bits per weight, a * behind those that need importance: five in a line."""
+    cells = [f"{mix.name:<8}{mix.bits:5.2f}{'*' * mix.needs_importance}" for mix in MIXES.values()]
+    rows = [cells[start : start + 5] for start in range(0, len(cells), 5)]
+    return "\n    ".join("  ".join(f"{cell:<14}" for cell in row).rstrip() for row in rows)
 
 
 @app.command(
@@ -279,11 +340,21 @@ def convert(
     help=f"""Write a smaller GGUF file and print its path.
 
     IN is a GGUF file or a checkpoint folder. OUT is the new file, or a folder for it; without OUT it is
-    ggml-model-TYPE.gguf beside IN. TYPE is one of {", ".join(MIXES)}.
+    ggml-model-TYPE.gguf beside IN. TYPE is one of these, with the bits per weight of a Phi-3.5-mini:
+
+    \b
+    {table_of_mixes()}
+
+    Those with * need --imatrix. {", ".join(f"{alias} is {name}" for alias, name in ALIASES.items())};
+    {COPY.name} changes no tensor.
     """,
 )
 def quantize(
     paths: Annotated[list[str], typer.Argument(metavar="IN [OUT] TYPE", hidden=True)],
+    via: Annotated[
+        str | None,
+        typer.Option(metavar="f16", help="Round a checkpoint to f16 first, as llama.cpp's two tools do."),
+    ] = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
     leave_output_tensor: Annotated[
         bool, typer.Option("--leave-output-tensor", help="Do not quantize output.weight.")
@@ -298,6 +369,21 @@ def quantize(
         list[str] | None,
         typer.Option(metavar="REGEX=T", help="Type of the tensors that match; may be repeated."),
     ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option(parser=a_path, metavar="F", help="A file of REGEX=T, after those given here."),
+    ] = None,
+    imatrix: Annotated[
+        str | None, typer.Option(metavar="F", help="An importance matrix: which columns count.")
+    ] = None,
+    include_weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Use it for tensors with NAME only; may be repeated."),
+    ] = None,
+    exclude_weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Do not use it for tensors with NAME; may be repeated."),
+    ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take a file that is quantized already.")
     ] = False,
@@ -309,16 +395,21 @@ def quantize(
 ) -> None:
     """Write a smaller GGUF file and print its path; the help text is above."""
     from phicourse.quantize import quantize
+    from phicourse.quantize.mixes import read_tensor_types
 
     if len(paths) not in (2, 3):
         raise typer.BadParameter(f"expected IN [OUT] TYPE, got {len(paths)} of them")
-    if "" in paths:
-        raise typer.BadParameter("one of IN, OUT and TYPE is empty")
+    if "" in (*paths, imatrix):
+        raise typer.BadParameter("one of IN, OUT, TYPE and --imatrix is empty")
+    if include_weights and exclude_weights:
+        raise typer.BadParameter("--include-weights and --exclude-weights contradict each other")
+    listed = read_tensor_types(tensor_type_file) if tensor_type_file is not None else []
     print(
         quantize(
             paths[0],
             paths[1] if len(paths) == 3 else None,
             paths[-1],
+            via=via,
             threads=threads,
             force=force,
             dry_run=dry_run,
@@ -326,10 +417,65 @@ def quantize(
             leave_output_tensor=leave_output_tensor,
             output_tensor_type=output_tensor_type,
             token_embedding_type=token_embedding_type,
-            tensor_types=tensor_type or (),
+            tensor_types=[*(tensor_type or ()), *listed],
+            imatrix=imatrix,
+            include_weights=include_weights or (),
+            exclude_weights=exclude_weights or (),
             allow_requantize=allow_requantize,
         )
     )
+
+
+@app.command()
+def split(
+    file: Model,
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            parser=a_path, metavar="OUT", help="Name of the set, without numbers.  [default: FILE's]"
+        ),
+    ] = None,
+    split_max_size: SplitSize = None,
+    split_max_tensors: SplitTensors = None,
+    no_tensor_first_split: KeysFirst = False,
+    force: Force = False,
+) -> None:
+    """Cut a GGUF file into several and print their paths.
+
+    model.gguf becomes model-00001-of-00003.gguf and so on, with 128 tensors each where nothing else is said. The
+    bytes are llama-gguf-split's.
+    """
+    from phicourse.gguf import split
+
+    paths = split(
+        file,
+        out,
+        max_bytes=split_max_size,
+        max_tensors=split_max_tensors,
+        keys_first=no_tensor_first_split,
+        force=force,
+    )
+    print(*paths, sep="\n")
+
+
+@app.command()
+def merge(
+    first: Annotated[
+        Path, typer.Argument(parser=a_path, metavar="FIRST", help="The first file, …-00001-of-0000N.gguf.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(parser=a_path, metavar="OUT", help="The new file.  [default: FIRST's name]"),
+    ] = None,
+    compat: Annotated[
+        bool, typer.Option("--compat", help="Keep the split.* keys: the bytes of llama-gguf-split.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Put the files of a split model together and print the path."""
+    from phicourse.gguf import merge
+
+    print(merge(first, out, compat=compat, force=force))
 
 
 @app.command()
@@ -473,6 +619,94 @@ def chat(
 
 
 @app.command()
+def imatrix(
+    file: Annotated[
+        Path | None,
+        typer.Argument(parser=a_path, metavar="FILE", help="A GGUF file, or a checkpoint folder."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("-f", "--file", parser=a_path, metavar="TEXT", help="A text file, UTF-8."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", parser=a_path, metavar="OUT", help="The file to write."),
+    ] = None,
+    ctx: Annotated[int, typer.Option(min=16, metavar="N", help="Tokens a chunk.")] = 512,
+    chunks: Annotated[int, typer.Option(min=-1, metavar="N", help="Chunks at most; -1: all.")] = -1,
+    output_format: Annotated[
+        str, typer.Option(metavar="F", help="gguf, or dat for tools of before 2025.")
+    ] = "gguf",
+    in_file: Annotated[
+        list[Path] | None,
+        typer.Option(parser=a_path, metavar="F", help="Add to this matrix; may be repeated."),
+    ] = None,
+    process_output: Annotated[
+        bool, typer.Option("--process-output", help="Measure output.weight, too.")
+    ] = False,
+    show_statistics: Annotated[
+        Path | None,
+        typer.Option(parser=a_path, metavar="F", help="Measure nothing, show what the matrix F has."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(parser=a_path, metavar="PNG", help="Draw which columns matter."),
+    ] = None,
+    threads: Threads = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which columns of the weights matter, for quantize.
+
+    Without FILE and TEXT the matrices of --in-file are added up.
+    """
+    from phicourse.evaluate import write_importance
+    from phicourse.quantize.importance import ImportanceMatrix
+    from phicourse.quantize.importance_statistics import importance_statistics
+
+    if show_statistics is not None:
+        if file or text or out or in_file:
+            raise typer.BadParameter("--show-statistics goes without FILE, --file, --out and --in-file")
+        matrix = ImportanceMatrix.read(show_statistics)
+    else:
+        if out is None:
+            raise typer.BadParameter("there is no name for the output: -o OUT")
+        if (file is None) != (text is None) or not (file or in_file):
+            raise typer.BadParameter("expected FILE and -f TEXT, or --in-file, or --show-statistics")
+        with progress_bar("chunk") as progress:
+            matrix = write_importance(
+                out,
+                model=file,
+                text="" if text is None else decoded(text.read_bytes(), str(text)),
+                dataset="" if text is None else str(text),
+                in_files=in_file or (),
+                format=output_format,
+                force=force,
+                threads=threads,
+                n_ctx=ctx,
+                chunks=None if chunks < 0 else chunks,
+                process_output=process_output,
+                progress=progress,
+            )
+    if picture is not None:
+        draw_columns(matrix, picture, force)
+    if as_json:
+        print_json(importance_statistics(matrix).as_dict())
+    else:
+        print(importance_statistics(matrix) if out is None else out)
+
+
+def draw_columns(matrix: "ImportanceMatrix", picture: Path, force: bool) -> None:
+    """Write a PNG file of the importance of all columns."""
+    from phicourse.gguf import atomic_output
+    from phicourse.plots import draw_importance
+    from phicourse.quantize.importance_statistics import importance_by_layer
+
+    with atomic_output(picture, force) as temporary:
+        draw_importance(importance_by_layer(matrix)).savefig(temporary, format="png", dpi=150)
+
+
+@app.command()
 def perplexity(
     file: Model,
     text: Annotated[
@@ -526,14 +760,14 @@ def print_perplexity(result: dict[str, Any]) -> None:
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Any]:
-    """Give a function (done, total, value) that draws a bar on standard error, where that is a terminal."""
+    """Give a function (done, total, value if any) that draws a bar on standard error, where that is a terminal."""
     from tqdm import tqdm
 
     with tqdm(unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
 
-        def show(done: int, total: int, value: float) -> None:
+        def show(done: int, total: int, value: float | None = None) -> None:
             bar.total = total
-            bar.set_postfix_str(f"{value:.4f}", refresh=False)
+            bar.set_postfix_str("" if value is None else f"{value:.4f}", refresh=False)
             bar.update(done - bar.n)
 
         yield show

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phicourse.checkpoint.json_file import read_json_object
-from phicourse.errors import CheckpointError
+from phicourse.errors import CheckpointError, ModelError
 
 # Upper bounds that no language model comes near; they keep a made-up config from sizing huge buffers.
 LIMITS = {
@@ -22,17 +22,88 @@ LIMITS = {
     "original_context_length": 1 << 31,
     "rope_size": 1 << 16,
 }
+FLOAT32_RANGE = (1.2e-38, 3.4e38)  # of positive numbers with all their digits
+MAX_EXPERTS = 512  # llama.cpp's own bound
 # "su" is longrope's first name; "yarn" in early configs means the same with another attention factor.
 LONGROPE_TYPES = ("longrope", "su", "yarn")
 
 
 @dataclass(frozen=True)
-class PhiConfig:
-    """Hyperparameters of a Phi-3 family model; creating one checks them.
+class Family:
+    """Models of one architecture, and what transformers takes where their config.json is silent.
 
-    Sizes are counted in numbers, not bytes; `context_length` and `sliding_window` in tokens. `rope_size` is
-    how many dimensions of each head are rotated. `short_factor` and `long_factor` hold one frequency divisor
-    per rotated pair, and `attention_factor` multiplies cosine and sine (1.0 without LongRoPE).
+    classes          names in `architectures`; model_type: the name that stands in for them
+    norm_eps         fields that may hold the epsilon of the norms, the first one counts
+    context_length   in tokens; rotary: the part of each head that is rotated
+    """
+
+    architecture: str
+    classes: tuple[str, ...]
+    model_type: str
+    activation: str
+    norm_eps: tuple[str, ...]
+    context_length: int
+    rope_theta: float
+    rotary: float
+
+
+FAMILIES = (
+    Family(
+        "phi2",
+        ("PhiForCausalLM",),
+        "phi",
+        "gelu_new",
+        ("layer_norm_epsilon", "layer_norm_eps"),
+        context_length=2048,
+        rope_theta=1e4,
+        rotary=0.5,
+    ),
+    Family(
+        "phi3",
+        ("Phi3ForCausalLM",),
+        "phi3",
+        "silu",
+        ("rms_norm_eps",),
+        context_length=4096,
+        rope_theta=1e4,
+        rotary=1.0,
+    ),
+    # The first class is that of Microsoft's own code on the Hub, the second that of transformers.
+    Family(
+        "phimoe",
+        ("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+        "phimoe",
+        "silu",
+        ("rms_norm_eps",),
+        context_length=131072,
+        rope_theta=1e6,
+        rotary=1.0,
+    ),
+)
+ARCHITECTURES = tuple(family.architecture for family in FAMILIES)
+RUN_HERE = ("phi3",)
+# Relatives that one may well try, and why they are refused.
+REFUSED = {
+    "Phi3SmallForCausalLM": "GGUF has no place for its block-sparse attention and its tiktoken vocabulary",
+    "Phi3VForCausalLM": "its vision tower has no place in GGUF",
+    "Phi4MMForCausalLM": "it needs adapters for each of its senses, which GGUF cannot switch",
+    "Phi4MultimodalForCausalLM": "it needs adapters for each of its senses, which GGUF cannot switch",
+    "Phi4ForCausalLMV": "only models of text are read here",
+    "Phi4FlashForCausalLM": "its layers with a state in place of attention have no place in GGUF",
+}
+
+
+@dataclass(frozen=True)
+class PhiConfig:
+    """Hyperparameters of a Phi model; creating one checks them.
+
+    `architecture` is GGUF's name: phi2 (Phi-1, Phi-1.5, Phi-2), phi3, phimoe (Phi-3.5-MoE). Sizes are counted
+    in numbers, not bytes; `context_length` and `sliding_window` in tokens. `rope_size` is how many dimensions
+    of each head are rotated. `short_factor` and `long_factor` hold one frequency divisor per rotated pair, and
+    `attention_factor` multiplies cosine and sine (1.0 without LongRoPE); phimoe has numbers of its own for
+    that, `short_mscale` and `long_mscale`. `norm_eps` is that of RMSNorm, or of phi2's and phimoe's LayerNorm.
+    phi2 always has biases; `attention_bias` and `output_bias` say whether a phimoe has them. `n_experts` is 0
+    in a dense model; `router_jitter` bounds which experts phimoe's router compares.
     raises   CheckpointError that names the field
     """
 
@@ -56,9 +127,21 @@ class PhiConfig:
     tie_embeddings: bool = False
     bos_id: int | None = None
     eos_id: int | None = None
+    attention_bias: bool = False
+    output_bias: bool = False
+    n_experts: int = 0
+    n_experts_used: int = 0
+    router_jitter: float = 0.01
+    short_mscale: float | None = None
+    long_mscale: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field by itself, then the fields against each other."""
+        if self.architecture not in ARCHITECTURES:
+            raise CheckpointError(
+                f"config: architecture {_show(self.architecture)} is not supported, only"
+                f" {', '.join(ARCHITECTURES)} are"
+            )
         for name, limit in LIMITS.items():
             _check_integer(name, getattr(self, name), 1, limit)
         for name in ("norm_eps", "rope_theta", "attention_factor"):
@@ -70,6 +153,7 @@ class PhiConfig:
                 _check_integer(name, getattr(self, name), 0, self.vocab_size - 1)
         self._check_heads()
         self._check_rope_factors()
+        self._check_experts()
 
     def _check_heads(self) -> None:
         if self.n_heads * self.head_size != self.hidden_size:
@@ -100,6 +184,23 @@ class PhiConfig:
             for factor in factors:
                 _check_positive(name, factor)
 
+        if self.architecture == "phi2" and self.short_factor is not None:
+            raise CheckpointError("config: a phi2 model has no LongRoPE, but short_factor is given")
+
+    def _check_experts(self) -> None:
+        if self.architecture != "phimoe":
+            if self.n_experts or self.n_experts_used:
+                raise CheckpointError(
+                    f"config: a {self.architecture} model has no experts, but n_experts is"
+                    f" {_show(self.n_experts)} and n_experts_used {_show(self.n_experts_used)}"
+                )
+            return
+        _check_integer("n_experts", self.n_experts, 1, MAX_EXPERTS)
+        _check_integer("n_experts_used", self.n_experts_used, 1, self.n_experts)
+        for name in ("router_jitter", "short_mscale", "long_mscale"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+
     @property
     def group_size(self) -> int:
         """How many query heads share one key and value head."""
@@ -126,30 +227,30 @@ def read_config(folder: Path | str) -> tuple[PhiConfig, dict[str, Any]]:
 
 def parse_config(document: Mapping[str, Any]) -> PhiConfig:
     """Turn the contents of a config.json into a `PhiConfig`; CheckpointError names what is wrong."""
-    _check_architecture(document)
-    rope = _rope_parameters(document)
+    family = _find_family(document)
+    rope = _rope_parameters(document, family)
     hidden, heads = _integer(document, "hidden_size"), _integer(document, "num_attention_heads")
     vocabulary = _integer(document, "vocab_size")
-    context = _integer(document, "max_position_embeddings", 4096)
-    original = _integer(rope, "original_max_position_embeddings", 4096)
-    head_size = _integer(document, "head_dim", hidden // heads)
-    rotated_part = _number(rope, "partial_rotary_factor", 1.0)
+    context = _integer(document, "max_position_embeddings", family.context_length)
+    unscaled = context if family.architecture == "phi2" else 4096
+    original = _integer(rope, "original_max_position_embeddings", unscaled)
+    rotated_part = _number(rope, "partial_rotary_factor", family.rotary)
     if not 0 < rotated_part <= 1:
         raise CheckpointError(f"partial_rotary_factor must be above 0 and at most 1, not {rotated_part}")
     short, long = _factors(rope)
     return PhiConfig(
-        architecture="phi3",
+        architecture=family.architecture,
         hidden_size=hidden,
         n_layers=_integer(document, "num_hidden_layers"),
         n_heads=heads,
         n_kv_heads=_integer(document, "num_key_value_heads", heads),
-        head_size=head_size,
+        head_size=_integer(document, "head_dim", hidden // heads),
         ffn_size=_integer(document, "intermediate_size"),
         vocab_size=vocabulary,
         context_length=context,
         original_context_length=original,
-        norm_eps=_number(document, "rms_norm_eps", 1e-5),
-        rope_theta=_number(rope, "rope_theta", 10000.0),
+        norm_eps=_norm_eps(document, family),
+        rope_theta=_number(rope, "rope_theta", family.rope_theta),
         rope_size=int(rotated_part * hidden) // heads,
         short_factor=short,
         long_factor=long,
@@ -158,7 +259,43 @@ def parse_config(document: Mapping[str, Any]) -> PhiConfig:
         tie_embeddings=_flag(document, "tie_word_embeddings"),
         bos_id=_token_id(document, "bos_token_id", vocabulary),
         eos_id=_token_id(document, "eos_token_id", vocabulary),
+        **_of_family(document, rope, family),
     )
+
+
+def _norm_eps(document: Mapping[str, Any], family: Family) -> float:
+    name = next((name for name in family.norm_eps if document.get(name) is not None), family.norm_eps[-1])
+    return _number(document, name, 1e-5)
+
+
+def _of_family(document: Mapping[str, Any], rope: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Read the fields that only one architecture has."""
+    if family.architecture == "phi2":
+        if _flag(document, "qk_layernorm"):
+            raise CheckpointError(
+                "qk_layernorm is not supported: no released Phi uses it, GGUF has no such norm"
+            )
+        return {"attention_bias": True, "output_bias": True}
+    if family.architecture == "phimoe":
+        mscales = ("short_mscale", "long_mscale") if rope["rope_type"] != "default" else ()
+        return {
+            "attention_bias": _flag(document, "attention_bias"),
+            "output_bias": _flag(document, "lm_head_bias"),
+            "n_experts": _integer(document, "num_local_experts", 16),
+            "n_experts_used": _integer(document, "num_experts_per_tok", 2),
+            "router_jitter": _number(document, "router_jitter_noise", 0.01),
+            **{name: _number(rope, name, 1.0) for name in mscales if rope.get(name) is not None},
+        }
+    return {}
+
+
+def check_runs_here(config: PhiConfig, where: Path | str) -> None:
+    """Raise ModelError for an architecture that is converted and quantized here, but not run."""
+    if config.architecture not in RUN_HERE:
+        raise ModelError(
+            f"{where}: a {config.architecture} model can be converted and quantized, but not run here, only"
+            f" {', '.join(RUN_HERE)} can; llama.cpp runs its GGUF file"
+        )
 
 
 def longrope_attention_factor(context_length: int, original_context_length: int) -> float:
@@ -182,18 +319,26 @@ def _attention_factor(rope: Mapping[str, Any], context: int, original: int) -> f
     return _number(rope, "attention_factor", formula(context, original))
 
 
-def _check_architecture(document: Mapping[str, Any]) -> None:
-    """Only the dense Phi-3 family is read: Phi-3-mini, -medium, Phi-3.5-mini, phi-4 and phi-4-mini."""
+def _find_family(document: Mapping[str, Any]) -> Family:
+    """Return the family that a config is of; one line says why it is of none."""
     names = document.get("architectures")
     name = names[0] if isinstance(names, list) and names else document.get("model_type")
-    if name not in ("Phi3ForCausalLM", "phi3"):
-        raise CheckpointError(f"model architecture {_show(name)} is not supported, only Phi3ForCausalLM is")
-    activation = document.get("hidden_act", "silu")
-    if activation != "silu":
-        raise CheckpointError(f"hidden_act {_show(activation)} is not supported: a Phi3ForCausalLM uses silu")
+    family = next((family for family in FAMILIES if name in (*family.classes, family.model_type)), None)
+    if family is None:
+        supported = ", ".join(name for family in FAMILIES for name in family.classes)
+        reason = f": {REFUSED[name]}" if isinstance(name, str) and name in REFUSED else ""
+        raise CheckpointError(
+            f"model architecture {_show(name)} is not supported, only {supported} are{reason}"
+        )
+    activation = document.get("hidden_act", family.activation)
+    if activation != family.activation:
+        raise CheckpointError(
+            f"hidden_act {_show(activation)} is not supported: a {family.classes[0]} uses {family.activation}"
+        )
+    return family
 
 
-def _rope_parameters(document: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_parameters(document: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Rotary settings from whichever of three places, by year, they are in; `rope_type` is always set.
 
     Phi-3 keeps the original context length beside the rope settings; that place wins, as in transformers.
@@ -210,8 +355,11 @@ def _rope_parameters(document: Mapping[str, Any]) -> dict[str, Any]:
     if document.get("original_max_position_embeddings") is not None:
         rope["original_max_position_embeddings"] = document["original_max_position_embeddings"]
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", *LONGROPE_TYPES):
-        raise CheckpointError(f"rope type {_show(kind)} is not one that Phi models use (default, longrope)")
+    known = ("default",) if family.architecture == "phi2" else ("default", *LONGROPE_TYPES)
+    if kind not in known:
+        raise CheckpointError(
+            f"rope type {_show(kind)} is not one that a {family.classes[0]} uses ({', '.join(known[:2])})"
+        )
     rope["rope_type"] = kind
     return rope
 
@@ -235,8 +383,8 @@ def _integer(document: Mapping[str, Any], name: str, default: int | None = None)
         value = default
     if value is None:
         raise CheckpointError(f"{name} is missing")
-    if value <= 0:
-        raise CheckpointError(f"{name} must be positive, not {_show(value)}")
+    if not 0 < value < 1 << 53:  # above, a float would not hold it
+        raise CheckpointError(f"{name} must be positive and no larger than any model, not {_show(value)}")
     return value
 
 
@@ -293,5 +441,7 @@ def _check_integer(name: str, value: object, low: int, high: int) -> None:
 
 
 def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or not _is_number(value) or not value > 0:
+    """Check for a positive number that float32, in which GGUF keeps it, holds, too."""
+    low, high = FLOAT32_RANGE
+    if not isinstance(value, (int, float)) or not _is_number(value) or not low <= value <= high:
         raise CheckpointError(f"config: {name} must be a positive number, not {_show(value)}")

@@ -1,21 +1,23 @@
 """The `general.*` keys, which say where a model comes from, and the way back from a GGUF file to a `PhiConfig`.
 
-Each fact is taken from the first place that has it: the model card, `_name_or_path` of config.json, the folder's
-name. Order and types are those of llama.cpp's converter, so that files of both have the same bytes.
+Each fact is taken from the first place that has it: what the user says (`overrides.py`), the model card, the
+place in the Hub's cache, `_name_or_path` of config.json, the folder's name. Order and types are those of
+llama.cpp's converter, so that files of both have the same bytes. Source: gguf-py `metadata.py`, autumn 2026.
 """
 
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
+from phicourse.checkpoint.config import ARCHITECTURES
 from phicourse.convert.model_card import Card, read_card
-from phicourse.convert.model_name import NameParts, count_label, parse_name, title
+from phicourse.convert.model_name import NameParts, hub_name, parse_name, title
 from phicourse.errors import CheckpointError, ConvertError, GGUFError
 from phicourse.gguf import GGUFFile, ValueType
 
@@ -23,7 +25,7 @@ from phicourse.gguf import GGUFFile, ValueType
 Pair = tuple[str, Any, ValueType, ValueType | None]
 
 # generation_config.json -> general.sampling.*, in the order of the file; of two names the first one given.
-_SAMPLING = (
+SAMPLING = (
     (("sequence",), "sequence", ValueType.STRING),
     (("top_k",), "top_k", ValueType.INT32),
     (("top_p",), "top_p", ValueType.FLOAT32),
@@ -42,7 +44,7 @@ _PYTHON_TYPES: dict[ValueType, tuple[type, ...]] = {
     ValueType.INT32: (int,),
     ValueType.FLOAT32: (int, float),
 }
-_ORIGIN_FIELDS = (
+ORIGIN_FIELDS = (
     "name",
     "author",
     "version",
@@ -57,11 +59,15 @@ _ORIGIN_FIELDS = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a model: its name taken apart, its card, its sampling settings."""
+    """What is known about a model: its name taken apart, its card, its sampling settings.
+
+    overrides   general.* keys and what the user sets them to; the name's parts have been taken from them already
+    """
 
     parts: NameParts
     card: Card
     sampling: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def text(key: str, value: str | None) -> list[Pair]:
@@ -69,31 +75,55 @@ def text(key: str, value: str | None) -> list[Pair]:
     return [(key, value, ValueType.STRING, None)] if value else []
 
 
-def read_facts(checkpoint: Checkpoint, n_weights: int) -> Facts:
-    """Gather what the folder says about the model; ConvertError where one of its files is broken."""
-    card = read_card(checkpoint.folder)
-    return Facts(_merge_names(checkpoint, card, n_weights), card, _read_sampling(checkpoint))
+def read_facts(
+    checkpoint: Checkpoint,
+    n_weights: int,
+    size_label: str,
+    overrides: Mapping[str, Any] | None = None,
+    compat: bool = False,
+) -> Facts:
+    """Gather what the folder says about the model; ConvertError where one of its files is broken.
+
+    size_label  how large the model is, as in 3.8B, where its name does not say it
+    overrides   keys and values that count instead, as `overrides.read_overrides` returns them
+    compat      name a model in the Hub's cache after its folder there, a commit, as the reference does
+    """
+    card, overrides = read_card(checkpoint.folder), overrides or {}
+    names = _names(checkpoint, card, n_weights, compat)
+    return Facts(_merge_names(names, overrides, size_label), card, _read_sampling(checkpoint), overrides)
 
 
-def _merge_names(checkpoint: Checkpoint, card: Card, n_weights: int) -> NameParts:
-    """Fill each part of the name from the card, then config.json, then the folder's name."""
-    folder = os.path.basename(os.path.abspath(checkpoint.folder))
-    candidates = [_card_name(card)]
+def _names(checkpoint: Checkpoint, card: Card, n_weights: int, compat: bool) -> list[NameParts]:
+    """Return what the card, the Hub's cache, config.json and the folder's name say; what comes first counts."""
+    candidates = []
+    in_cache = None if compat else hub_name(checkpoint.folder)
+    if in_cache is not None:
+        candidates.append(in_cache)
     written = checkpoint.raw_config.get("_name_or_path")
     if isinstance(written, str) and written.count("/") <= 1:  # more slashes: a path of someone's machine
-        candidates.append(_titled(parse_name(written, n_weights)))
-    candidates.append(_titled(parse_name(folder, n_weights)))
+        candidates.append(written)
+    folder = os.path.basename(os.path.abspath(checkpoint.folder))
+    named = [_titled(parse_name(name, n_weights)) for name in (*candidates, folder)]
+    return [_card_name(card), *named, NameParts(name=folder)]
 
-    def first(field: str) -> str | None:
-        return next((value for name in candidates if (value := getattr(name, field)) is not None), None)
+
+def _merge_names(names: list[NameParts], overrides: Mapping[str, Any], size_label: str) -> NameParts:
+    """Fill each part of the name with what the user says, or else the first that says it."""
+
+    def part(which: str) -> str | None:
+        said = (getattr(name, which) for name in names)
+        value: str | None = overrides.get(
+            f"general.{which}", next((text for text in said if text is not None), None)
+        )
+        return value
 
     return NameParts(
-        name=first("name") or folder,
-        organization=first("organization"),
-        basename=first("basename"),
-        finetune=first("finetune"),
-        version=first("version"),
-        size_label=first("size_label") or count_label(n_weights),
+        name=part("name") if part("name") is not None else names[-1].name,
+        organization=part("organization"),
+        basename=part("basename"),
+        finetune=part("finetune"),
+        version=part("version"),
+        size_label=part("size_label") if part("size_label") is not None else size_label,
     )
 
 
@@ -136,59 +166,80 @@ def _read_sampling(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def general_pairs(facts: Facts, n_weights: int) -> list[Pair]:
     """List `general.type` to `general.languages` in the converter's order."""
-    parts, card = facts.parts, facts.card
-    pairs = text("general.type", "model") + _sampling_pairs(facts.sampling)
+    parts, card, overrides = facts.parts, facts.card, facts.overrides
+
+    def told(key: str, *card_keys: str) -> tuple[str, str | None]:
+        return key, overrides.get(f"general.{key}", _card_text(card, *card_keys))
+
+    pairs = text("general.type", "model") + _sampling_pairs(facts)
     for key, value in (
         ("name", parts.name),
-        ("author", _card_text(card, "author", "model_author", "model_creator")),
+        told("author", "author", "model_author", "model_creator"),
         ("version", parts.version),
         ("organization", parts.organization),
         ("finetune", parts.finetune),
         ("basename", parts.basename),
-        ("description", _card_text(card, "description", "model_description")),
+        told("description", "description", "model_description"),
+        told("quantized_by"),
         ("size_label", parts.size_label),
         ("license", ",".join(_card_list(card, "license"))),
-        ("license.name", _card_text(card, "license_name")),
-        ("license.link", _card_text(card, "license_link")),
-        ("source.url", _card_text(card, "url", "model_url")),
-        ("source.doi", _card_text(card, "doi", "model_doi")),
-        ("source.uuid", _card_text(card, "uuid", "model_uuid")),
-        ("source.repo_url", _card_text(card, "repo_url", "model_repo_url")),
+        told("license.name", "license_name"),
+        told("license.link", "license_link"),
+        told("url"),
+        told("doi"),
+        told("uuid"),
+        told("repo_url"),
+        told("source.url", "url", "model_url"),
+        told("source.doi", "doi", "model_doi"),
+        told("source.uuid", "uuid", "model_uuid"),
+        told("source.repo_url", "repo_url", "model_repo_url"),
     ):
         pairs += text(f"general.{key}", value)
-    pairs += _origin_pairs("base_model", card, ("base_model", "base_models", "base_model_sources"), n_weights)
-    pairs += _origin_pairs("dataset", card, ("datasets", "dataset", "dataset_sources"), n_weights)
-    pairs += _texts("general.tags", _card_list(card, "tags", "pipeline_tag"))
-    return pairs + _texts("general.languages", _card_list(card, "languages", "language"))
+    models = _origins(card, ("base_model", "base_models", "base_model_sources"), n_weights)
+    datasets = _origins(card, ("datasets", "dataset", "dataset_sources"), n_weights)
+    pairs += _origin_pairs("base_model", overrides.get("general.base_models", models))
+    pairs += _origin_pairs("dataset", overrides.get("general.datasets", datasets))
+    for key, card_keys in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
+        pairs += _texts(f"general.{key}", overrides.get(f"general.{key}", _card_list(card, *card_keys)))
+    return pairs
 
 
-def _texts(key: str, values: list[str]) -> list[Pair]:
+def _texts(key: str, values: list[str] | None) -> list[Pair]:
     return [(key, values, ValueType.ARRAY, ValueType.STRING)] if values else []
 
 
-def _sampling_pairs(settings: Mapping[str, Any]) -> list[Pair]:
+def is_number(value: Any, type: ValueType) -> bool:
+    """Whether a value of JSON is what a type holds: texts, whole numbers, or any numbers."""
+    return not isinstance(value, bool) and isinstance(value, _PYTHON_TYPES[type])
+
+
+def _sampling_pairs(facts: Facts) -> list[Pair]:
     pairs: list[Pair] = []
-    for names, key, type in _SAMPLING:
-        value = next((settings[name] for name in names if name in settings), None)
+    for names, key, type in SAMPLING:
+        value = next((facts.sampling[name] for name in names if name in facts.sampling), None)
+        value = facts.overrides.get(f"general.sampling.{key}", value)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, _PYTHON_TYPES[type]):
+        if not is_number(value, type):
             raise ConvertError(f"generation_config.json: {names[0]} is {value!r:.60}, not a {type.name}")
         if value != "":
             pairs.append((f"general.sampling.{key}", value, type, None))
     return pairs
 
 
-def _origin_pairs(kind: str, card: Card, names: Iterable[str], n_weights: int) -> list[Pair]:
-    """List what a model or a dataset is made from; the first of the names that the card has counts."""
+def _origins(card: Card, names: Iterable[str], n_weights: int) -> list[dict[str, str]] | None:
+    """Describe what a model or a dataset is made from; the first of the names that the card has counts."""
     name = next((name for name in names if name in card), None)
-    if name is None:
+    return None if name is None else [_origin(entry, n_weights) for entry in _card_list(card, name)]
+
+
+def _origin_pairs(kind: str, origins: list[dict[str, str]] | None) -> list[Pair]:
+    if origins is None:
         return []
-    origins = [_origin(entry, n_weights) for entry in _card_list(card, name)]
     pairs: list[Pair] = [(f"general.{kind}.count", len(origins), ValueType.UINT32, None)]
     for i, origin in enumerate(origins):
-        for field in _ORIGIN_FIELDS:
-            pairs += text(f"general.{kind}.{i}.{field}", origin.get(field))
+        for about in ORIGIN_FIELDS:
+            pairs += text(f"general.{kind}.{i}.{about}", origin.get(about))
     return pairs
 
 
@@ -212,51 +263,61 @@ def _origin(entry: str, n_weights: int) -> dict[str, str]:
 
 
 def config_from_gguf(file: GGUFFile) -> PhiConfig:
-    """Return the hyperparameters that a Phi-3 family GGUF file gives, checked.
+    """Return the hyperparameters that a GGUF file of a Phi gives, checked.
 
     Numbers that the file keeps as float32 (epsilon, rope base, factors) come back as float32's values.
     Raises GGUFError for another architecture, a missing key, or a value that is out of bounds.
     """
     architecture = file.get("general.architecture", str)
-    if architecture != "phi3":
+    if architecture not in ARCHITECTURES:
         raise GGUFError(
-            f"{file.path}: the architecture {architecture!r:.60} is not supported, only 'phi3' is"
+            f"{file.path}: the architecture {architecture!r:.60} is not supported, only"
+            f" {', '.join(ARCHITECTURES)} are"
         )
     shape = file.tensor("token_embd.weight").shape
     if len(shape) != 2:
         raise GGUFError(f"{file.path}: token_embd.weight has the shape {shape}, not (vocabulary, embedding)")
     try:
-        return _parse_keys(file, vocab_size=shape[0])
+        return _parse_keys(file, architecture, vocab_size=shape[0])
     except CheckpointError as error:
         raise GGUFError(f"{file.path}: {error}") from error
 
 
-def _parse_keys(file: GGUFFile, vocab_size: int) -> PhiConfig:
-    hidden, heads = file.get("phi3.embedding_length", int), file.get("phi3.attention.head_count", int)
+def _parse_keys(file: GGUFFile, name: str, vocab_size: int) -> PhiConfig:
+    """Read the keys `name`.*."""
+    hidden, heads = file.get(f"{name}.embedding_length", int), file.get(f"{name}.attention.head_count", int)
     if not 0 < heads <= hidden:
         raise GGUFError(f"{file.path}: {heads} attention heads cannot share {hidden} dimensions")
-    context, head_size = file.get("phi3.context_length", int), hidden // heads
+    context, head_size = file.get(f"{name}.context_length", int), hidden // heads
+    norm = "layer_norm_epsilon" if name == "phi2" else "layer_norm_rms_epsilon"
     return PhiConfig(
-        architecture="phi3",
+        architecture=name,
         hidden_size=hidden,
-        n_layers=file.get("phi3.block_count", int),
+        n_layers=file.get(f"{name}.block_count", int),
         n_heads=heads,
-        n_kv_heads=file.get("phi3.attention.head_count_kv", int, heads),
+        n_kv_heads=file.get(f"{name}.attention.head_count_kv", int, heads),
         head_size=head_size,
-        ffn_size=file.get("phi3.feed_forward_length", int),
+        ffn_size=file.get(f"{name}.feed_forward_length", int),
         vocab_size=vocab_size,
         context_length=context,
-        original_context_length=file.get("phi3.rope.scaling.original_context_length", int, context),
-        norm_eps=file.get("phi3.attention.layer_norm_rms_epsilon", float),
-        rope_theta=file.get("phi3.rope.freq_base", float, 10000.0),
-        rope_size=file.get("phi3.rope.dimension_count", int, head_size),
+        original_context_length=file.get(f"{name}.rope.scaling.original_context_length", int, context),
+        norm_eps=file.get(f"{name}.attention.{norm}", float),
+        rope_theta=file.get(f"{name}.rope.freq_base", float, 10000.0),
+        rope_size=file.get(f"{name}.rope.dimension_count", int, head_size),
         short_factor=_rope_factors(file, "short"),
         long_factor=_rope_factors(file, "long"),
-        attention_factor=file.get("phi3.rope.scaling.attn_factor", float, 1.0),
-        sliding_window=file.get("phi3.attention.sliding_window", int, 0) or None,
+        attention_factor=file.get(f"{name}.rope.scaling.attn_factor", float, 1.0),
+        sliding_window=file.get(f"{name}.attention.sliding_window", int, 0) or None,
         tie_embeddings="output.weight" not in file.tensors,
         bos_id=file.get("tokenizer.ggml.bos_token_id", int, None),
         eos_id=file.get("tokenizer.ggml.eos_token_id", int, None),
+        attention_bias="blk.0.attn_output.bias" in file.tensors,
+        output_bias="output.bias" in file.tensors,
+        n_experts=file.get(f"{name}.expert_count", int, 0),
+        n_experts_used=file.get(f"{name}.expert_used_count", int, 0),
+        router_jitter=file.get("phicourse.phimoe.router_jitter", float, 0.01),
+        short_mscale=file.get("phicourse.phimoe.short_mscale", float, None),
+        long_mscale=file.get("phicourse.phimoe.long_mscale", float, None),
     )
 
 

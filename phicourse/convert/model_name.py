@@ -4,14 +4,17 @@ Names follow no standard, so these are guesses; they are llama.cpp's guesses, be
 the same as a file of its converter. Source: gguf-py `metadata.py` and `utility.py` (llama.cpp, autumn 2026).
 """
 
+import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _VERSION = re.compile(r"(v|iter)?\d+(\.\d+)*", re.IGNORECASE)
 _FILE_TYPE = re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.IGNORECASE)
 _SIZE = re.compile(r"((a|\d+x)?\d+([._]\d+)?[kmbt]\d?|small|mini|medium|large|x?xl)", re.IGNORECASE)
 _FINETUNE = re.compile(r"chat|instruct|vision|lora", re.IGNORECASE)
 _NO_TITLE = re.compile(r"v\d+(\.\d+)*|\d.*")
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/[0-9a-f]{40}", re.ASCII)
 _SCALES = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1, 1e-3, "K"))
 
 
@@ -45,6 +48,16 @@ def title(name: str) -> str:
     return " ".join(
         word.title() if word.islower() and not _NO_TITLE.fullmatch(word) else word for word in words
     )
+
+
+def hub_name(folder: Path) -> str | None:
+    """Return `owner/name` of a model in the Hub's cache, whose folder there is named after a commit.
+
+    >>> hub_name(Path("models--microsoft--phi-4/snapshots/0123456789abcdef0123456789abcdef01234567"))
+    'microsoft/phi-4'
+    """
+    match = _SNAPSHOT.fullmatch("/".join(Path(os.path.abspath(folder)).parts[-3:]))
+    return None if match is None else "/".join(part for part in match.groups() if part)
 
 
 def parse_name(model_id: str, n_weights: int) -> NameParts:
@@ -141,8 +154,8 @@ def count_label(n_weights: int) -> str:
 
 
 def file_name(parts: NameParts, file_type: str) -> str:
-    """Name a file as llama.cpp does: `Phi-3.5-mini-instruct-F16.gguf`."""
-    stem = (parts.basename or parts.name or "ggml-model").strip().replace(" ", "-").replace("/", "-")
-    size = f"-{parts.size_label}" if parts.size_label is not None else ""
-    rest = [text.strip().replace(" ", "-") for text in (parts.finetune, parts.version) if text is not None]
-    return f"{stem}{size}{''.join(f'-{text}' for text in rest)}-{file_type.upper()}.gguf"
+    """Name a file as llama.cpp does: `Phi-3.5-mini-instruct-F16.gguf`. No name leads into another folder."""
+    stem = parts.basename or parts.name or "ggml-model"
+    texts = [stem, parts.size_label, parts.finetune, parts.version, file_type.upper()]
+    name = "-".join(text.strip().replace(" ", "-") for text in texts if text is not None)
+    return re.sub(r"[/\\\0]", "-", name) + ".gguf"

@@ -6,7 +6,7 @@ of the model, and a file that is cut off meanwhile is an error instead of a cras
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -40,22 +40,19 @@ class Stored:
     path: Path
     dtype: str
     offset: int
-    rows: int
     columns: int
 
 
 def encoded_chunks(
-    tensor: Stored, type: TensorType, pool: ThreadPoolExecutor, ahead: int
+    pieces: Iterable[tuple[Stored, range]], type: TensorType, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[NDArray[Any]]:
-    """Yield a tensor's rows in a GGUF type, a chunk at a time and in order; `ahead` chunks are worked on at once.
+    """Yield rows of tensors in a GGUF type, a chunk at a time and in order; `ahead` chunks are worked on at once.
 
     Raises ConvertError where a weight is infinite or not a number, or does not fit into the type.
     """
-    step = max(1, CHUNK_WEIGHTS // tensor.columns)
     pending: deque[Future[NDArray[Any]]] = deque()
     try:
-        for start in range(0, tensor.rows, step):
-            stop = min(start + step, tensor.rows)
+        for tensor, start, stop in _cut(pieces):
             # A thread has no context of its own, where phicourse.use keeps the quantizers put in place.
             pending.append(pool.submit(copy_context().run, _encode, tensor, type, start, stop))
             if len(pending) > ahead:
@@ -65,6 +62,14 @@ def encoded_chunks(
     finally:
         for future in pending:
             future.cancel()
+
+
+def _cut(pieces: Iterable[tuple[Stored, range]]) -> Iterator[tuple[Stored, int, int]]:
+    """Cut the rows of the pieces into chunks."""
+    for tensor, rows in pieces:
+        step = max(1, CHUNK_WEIGHTS // tensor.columns)
+        for start in range(rows.start, rows.stop, step):
+            yield tensor, start, min(start + step, rows.stop)
 
 
 def _encode(tensor: Stored, type: TensorType, start: int, stop: int) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Turns a checkpoint folder into a GGUF file, a chunk of rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -10,17 +10,36 @@ from typing import Any
 from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint
-from phicourse.convert import phi3
+from phicourse.convert import phi2, phi3, phimoe
+from phicourse.convert.architecture import (
+    Architecture,
+    Tensor,
+    hyperparameter_pairs,
+    leading_pairs,
+    own_pairs,
+    tensors,
+)
 from phicourse.convert.metadata import Facts, Pair, general_pairs, read_facts
-from phicourse.convert.model_name import file_name
+from phicourse.convert.model_name import count_label, file_name, hub_name
+from phicourse.convert.overrides import read_overrides
 from phicourse.convert.rows import SOURCES, Stored, default_threads, encoded_chunks
 from phicourse.errors import ConvertError
-from phicourse.gguf import GGUFWriter, TensorType, tensor_type
+from phicourse.gguf import GGUFWriter, Split, TensorType, tensor_type
 from phicourse.progress import byte_bar
 from phicourse.tokenizer.vocabulary import Vocabulary
 
+ARCHITECTURES = {each.name: each for each in (phi2.PHI2, phi3.PHI3, phimoe.PHIMOE)}
 # outtype -> the type of matrices, and llama.cpp's number for such a file
-OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
+OUTTYPES = {
+    "f32": ("F32", 0),
+    "f16": ("F16", 1),
+    "bf16": ("BF16", 32),
+    "q8_0": ("Q8_0", 7),
+    "tq1_0": ("TQ1_0", 36),
+    "tq2_0": ("TQ2_0", 37),
+}
+# Three values a weight are too few for these.
+_NOT_TERNARY = ("token_embd.weight", "output.weight")
 
 
 def convert(
@@ -31,29 +50,47 @@ def convert(
     force: bool = False,
     progress: bool = True,
     compat: bool = False,
+    split: Split | None = None,
+    metadata: Path | str | None = None,
+    model_name: str | None = None,
 ) -> Path:
-    """Convert a Phi3ForCausalLM checkpoint; the file appears when it is complete.
+    """Convert a checkpoint of a Phi; the file appears when it is complete.
 
     checkpoint  a folder with config.json, *.safetensors and the tokenizer's files
-    out         the GGUF file, or a folder for it; None: the checkpoint's folder. In a folder the name is made of
-                the model's, as `Phi-3.5-mini-instruct-F16.gguf`
-    outtype     type of the matrices: f32, f16, bf16, q8_0, or auto: what the checkpoint has, f16 for float32.
-                Vectors are always F32; a matrix whose rows q8_0 cannot cut into blocks becomes F16
+    out         the GGUF file, or a folder for it; None: the checkpoint's folder, or the current one where that is
+                in the cache of huggingface_hub. In a folder the name is made of the model's, as
+                `Phi-3.5-mini-instruct-F16.gguf`
+    outtype     type of the matrices: f32, f16, bf16, q8_0, tq1_0, tq2_0, or auto: what the checkpoint has, f16
+                for float32. Vectors and a router are always F32; a matrix whose rows the type cannot cut into
+                blocks becomes F16, and so do the embedding and the output matrix of a ternary file
     force       replace a file that is there
-    compat      leave out our own keys (`phicourse.*`, which other programs pass over)
-    returns     the path of the file
+    compat      leave out our own keys (`phicourse.*`, which other programs pass over), and name a model in the cache
+                of huggingface_hub after its folder there, a commit
+    split       when to begin another file: `model.gguf` becomes `model-00001-of-00002.gguf` and so on
+    metadata    a JSON file of general.* keys that count instead of what the checkpoint says; see `read_overrides`
+    model_name  general.name, whatever else says it
+    returns     the path of the file, the first one of several
     raises      ConvertError, CheckpointError, TokenizerError or GGUFError, one line each
 
     With `compat` the bytes equal those of llama.cpp's convert_hf_to_gguf.py (llama-cpp-python 0.3.36); without,
     too, for a vocabulary that llama.cpp's keys describe completely.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-    conversion = plan_conversion(checkpoint, outtype, compat)
-    target = checkpoint.folder if out is None else Path(out)
+    overrides = {} if metadata is None else read_overrides(metadata)
+    if model_name is not None:
+        overrides["general.name"] = model_name
+    conversion = plan_conversion(checkpoint, outtype, compat, overrides)
+    target = default_folder(checkpoint) if out is None else Path(out)
     target = target / conversion.file_name if target.is_dir() else target
-    with GGUFWriter(target, force=force, inputs=checkpoint.inputs) as writer:
+    inputs = [*checkpoint.inputs, *([Path(metadata)] if metadata is not None else [])]
+    with GGUFWriter(target, force=force, inputs=inputs, split=split) as writer:
         conversion.write(writer, progress)
-    return target
+    return writer.paths[0]
+
+
+def default_folder(checkpoint: Checkpoint) -> Path:
+    """Return where a file goes that is not told where: beside the checkpoint, but not into the Hub's cache."""
+    return checkpoint.folder if hub_name(checkpoint.folder) is None else Path()
 
 
 @dataclass(frozen=True)
@@ -63,7 +100,7 @@ class Conversion:
     checkpoint: Checkpoint
     file_name: str
     pairs: list[Pair]
-    tensors: list[tuple[phi3.Tensor, TensorType]]
+    tensors: list[tuple[Tensor, TensorType]]
 
     def write(self, writer: GGUFWriter, progress: bool) -> None:
         """Let every tensor flow from the checkpoint into the file."""
@@ -81,31 +118,46 @@ class Conversion:
                     writer.write(tensor.name, chunk)
                     bar.update(chunk.nbytes)
 
-    def chunks(self, tensor: phi3.Tensor, type: TensorType) -> Iterator[NDArray[Any]]:
+    def chunks(self, tensor: Tensor, type: TensorType) -> Iterator[NDArray[Any]]:
         """Yield the rows of a tensor in a type, some at a time and in order: (rows, n_blocks), or its bytes."""
-        if tensor.source is None:
+        if not tensor.pieces:
             yield tensor.values.reshape(1, -1)
             return
-        file, entry = self.checkpoint.tensors[tensor.source]
-        rows, columns = prod(entry.shape[:-1]), entry.shape[-1]
-        stored = Stored(entry.name, file.path, entry.dtype, entry.offset, rows, columns)
         threads = default_threads()
+        pieces = ((self._stored(piece.source), range(piece.start, piece.stop)) for piece in tensor.pieces)
         with ThreadPoolExecutor(threads) as pool:
-            yield from encoded_chunks(stored, type, pool, ahead=threads)
+            yield from encoded_chunks(pieces, type, pool, ahead=threads)
+
+    def _stored(self, name: str) -> Stored:
+        file, entry = self.checkpoint.tensors[name]
+        return Stored(name, file.path, entry.dtype, entry.offset, entry.shape[-1])
 
 
-def plan_conversion(checkpoint: Checkpoint, outtype: str, compat: bool = False) -> Conversion:
-    """Check all of a checkpoint but its weights, and say what file it becomes; see `convert`."""
+def plan_conversion(
+    checkpoint: Checkpoint,
+    outtype: str | None,
+    compat: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Conversion:
+    """Check all of a checkpoint but its weights, and say what file it becomes; see `convert`.
+
+    outtype    None: every matrix keeps the type that it has in the checkpoint, and F64 becomes F32
+    overrides  general.* keys that the user sets
+    """
     _check_dtypes(checkpoint)
-    matrix_type, file_type = OUTTYPES[_resolve(outtype, checkpoint)]
-    tensors = phi3.tensors(checkpoint)
-    n_weights = sum(prod(tensor.shape) for tensor in tensors)
-    facts = read_facts(checkpoint, n_weights)
+    matrix_type, file_type = OUTTYPES[_resolve(outtype or "auto", checkpoint)]
+    architecture = ARCHITECTURES[checkpoint.config.architecture]
+    found = tensors(architecture, checkpoint)
+    n_weights = sum(prod(tensor.shape) for tensor in found)
+    facts = read_facts(checkpoint, n_weights, _size_label(found), overrides, compat)
     return Conversion(
         checkpoint,
         file_name(facts.parts, matrix_type),
-        _pairs(checkpoint, facts, n_weights, file_type, compat),
-        [(tensor, _type_of(tensor, matrix_type)) for tensor in tensors],
+        _pairs(architecture, checkpoint, facts, n_weights, file_type, compat),
+        [
+            (tensor, _type_of(tensor, matrix_type if outtype else _own_type(checkpoint, tensor)))
+            for tensor in found
+        ],
     )
 
 
@@ -128,20 +180,48 @@ def _check_dtypes(checkpoint: Checkpoint) -> None:
             )
 
 
-def _pairs(checkpoint: Checkpoint, facts: Facts, n_weights: int, file_type: int, compat: bool) -> list[Pair]:
+def _size_label(found: list[Tensor]) -> str:
+    """Write how large a model is: 3.8B, or 16x4.2B for sixteen experts and what they share."""
+    n_weights = sum(prod(tensor.shape) for tensor in found)
+    stacks = [tensor.shape for tensor in found if len(tensor.shape) == 3]
+    if not stacks:
+        return count_label(n_weights)
+    in_experts, n_experts = sum(prod(shape) for shape in stacks), stacks[0][0]
+    return f"{n_experts}x{count_label(n_weights - in_experts + in_experts // n_experts)}"
+
+
+def _pairs(
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    n_weights: int,
+    file_type: int,
+    compat: bool,
+) -> list[Pair]:
     """List all metadata in the order of llama.cpp's converter, our own at the end."""
     vocabulary = Vocabulary.from_checkpoint(checkpoint)
+    config = architecture.as_reference(checkpoint.config) if compat else checkpoint.config
     pairs = [
-        *phi3.leading_pairs(checkpoint.config),
+        *leading_pairs(config),
         *general_pairs(facts, n_weights),
-        *phi3.hyperparameter_pairs(checkpoint.config, file_type),
+        *hyperparameter_pairs(architecture, config, file_type),
         *vocabulary.metadata(),
     ]
-    return pairs if compat else [*pairs, *vocabulary.private_metadata()]
+    if not compat:
+        pairs += own_pairs(architecture, config) + vocabulary.private_metadata()
+    # Of two pairs with one key the later one counts, at the place of the first.
+    return list({pair[0]: pair for pair in pairs}.values())
 
 
-def _type_of(tensor: phi3.Tensor, matrix_type: str) -> TensorType:
+def _type_of(tensor: Tensor, matrix_type: str) -> TensorType:
     if tensor.is_always_f32:
         return tensor_type("F32")
     wanted = tensor_type(matrix_type)
-    return wanted if tensor.shape[-1] % wanted.block == 0 else tensor_type("F16")
+    is_spared = matrix_type in ("TQ1_0", "TQ2_0") and tensor.name in _NOT_TERNARY
+    return tensor_type("F16") if is_spared or tensor.shape[-1] % wanted.block else wanted
+
+
+def _own_type(checkpoint: Checkpoint, tensor: Tensor) -> str:
+    """Return the type of a tensor in the checkpoint; F32 where experts differ."""
+    types = {checkpoint.tensors[piece.source][1].dtype for piece in tensor.pieces}
+    return types.pop() if types in ({"F16"}, {"BF16"}) else "F32"

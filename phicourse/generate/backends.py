@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
+from phicourse.checkpoint.config import check_runs_here
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.errors import GenerateError, ModelError
 from phicourse.gguf import GGUFFile
@@ -87,6 +88,7 @@ class NativeBackend:
         if native is None:
             raise ModelError("the compiled engine is not built here: use backend='torch' (phicourse doctor)")
         self.config = config_from_gguf(file)
+        check_runs_here(self.config, file.path)
         self.n_ctx = context_size(self.config, n_ctx)
         self.threads = thread_count(threads)
         try:
@@ -112,6 +114,12 @@ class NativeBackend:
         check_ids(ids, self.config.vocab_size)
         logits: Float32Array = self._engine.forward(ids, all_logits)
         return logits
+
+    def input_squares(self, ids: Int32Array) -> dict[str, NDArray[np.float64]]:
+        """Forget the cache and read ids (n,): tensor name -> (columns,), sums of the squares of its input."""
+        check_ids(ids, self.config.vocab_size)
+        squares: dict[str, NDArray[np.float64]] = self._engine.input_squares(ids)
+        return squares
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on."""

@@ -2,6 +2,8 @@
 
 from phicourse.gguf.describe import describe, summary
 from phicourse.gguf.reader import GGUFFile, TensorInfo
+from phicourse.gguf.reshard import merge, split
+from phicourse.gguf.shards import Split, parse_size
 from phicourse.gguf.types import (
     TENSOR_TYPES,
     Field,
@@ -20,6 +22,7 @@ __all__ = [
     "Field",
     "GGUFFile",
     "GGUFWriter",
+    "Split",
     "TensorInfo",
     "TensorType",
     "Value",
@@ -28,6 +31,9 @@ __all__ = [
     "bfloat16_to_float32",
     "describe",
     "float32_to_bfloat16",
+    "merge",
+    "parse_size",
+    "split",
     "summary",
     "tensor_type",
     "verify",

@@ -4,9 +4,7 @@ Every count, length, offset, type and shape is held against the bytes that are t
 allocated. What passes can be sliced without further thought; what does not gives one line with the offset.
 """
 
-import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import GGUFError
+from phicourse.gguf.shards import SPLIT_KEYS, shard_path, whole_path
 from phicourse.gguf.types import NUMBER_DTYPES, TensorType, Value, ValueType, tensor_type
 
 MAGIC = b"GGUF"
@@ -28,7 +27,6 @@ MAX_NAME_BYTES = 63  # ggml keeps 64 bytes for a tensor's name, the last one a z
 # Real headers have 30 MB at most, nearly all of it vocabulary. The limit keeps a hostile 40 GB file
 # from filling the memory with 5,000,000,000 empty strings.
 MAX_HEADER_BYTES = 1 << 28
-_SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MISSING: Any = object()
 _FOLDER = "is a folder, not a GGUF file; phicourse convert makes one of a checkpoint folder"
 
@@ -62,7 +60,7 @@ class TensorInfo:
         return prod(self.shape[:-1])
 
 
-class _Cursor:
+class Cursor:
     """A position in the header that cannot leave the file."""
 
     def __init__(self, data: memoryview, path: Path) -> None:
@@ -166,7 +164,9 @@ class _Cursor:
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
+    """What stands before the weights; the tensors' offsets count from the start of the file."""
+
     version: int
     alignment: int
     data_offset: int
@@ -174,7 +174,7 @@ class _Header:
     tensors: dict[str, TensorInfo]
 
 
-def _read_version(cursor: _Cursor) -> int:
+def _read_version(cursor: Cursor) -> int:
     if (magic := bytes(cursor.take(4, "the magic number"))) != MAGIC:
         raise cursor.fail(f"no GGUF file: begins with {magic!r}, not with {MAGIC!r}", 0)
     version = int(cursor.number("I", "the version"))
@@ -185,7 +185,7 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_metadata(cursor: _Cursor, n: int) -> dict[str, Value]:
+def _read_metadata(cursor: Cursor, n: int) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
     for i in range(n):
         at, key = cursor.at, cursor.name(f"key {i}")
@@ -195,7 +195,7 @@ def _read_metadata(cursor: _Cursor, n: int) -> dict[str, Value]:
     return metadata
 
 
-def _read_alignment(cursor: _Cursor, metadata: dict[str, Value]) -> int:
+def _read_alignment(cursor: Cursor, metadata: dict[str, Value]) -> int:
     value = metadata.get("general.alignment", Value(ValueType.UINT32, DEFAULT_ALIGNMENT))
     if value.type is not ValueType.UINT32:
         raise GGUFError(f"{cursor.path}: general.alignment is {value.type_name}, it must be UINT32")
@@ -209,7 +209,7 @@ def check_alignment(alignment: int, where: str) -> int:
     return int(alignment)
 
 
-def _read_shape(cursor: _Cursor, what: str) -> tuple[int, ...]:
+def _read_shape(cursor: Cursor, what: str) -> tuple[int, ...]:
     at, n_dims = cursor.at, int(cursor.number("I", f"the dimensions of {what}"))
     if n_dims > MAX_DIMENSIONS:
         raise cursor.fail(f"{what} has {n_dims} dimensions, the most is {MAX_DIMENSIONS}", at)
@@ -219,7 +219,7 @@ def _read_shape(cursor: _Cursor, what: str) -> tuple[int, ...]:
     return tuple(reversed(sizes))
 
 
-def _read_tensor(cursor: _Cursor, i: int, expected_offset: int) -> TensorInfo:
+def _read_tensor(cursor: Cursor, i: int, expected_offset: int) -> TensorInfo:
     """Read one tensor's entry; its offset, relative to the data, must be the end of the tensor before."""
     at, name = cursor.at, cursor.name(f"the name of tensor {i}")
     what = f"tensor {name!r}"
@@ -238,7 +238,7 @@ def _read_tensor(cursor: _Cursor, i: int, expected_offset: int) -> TensorInfo:
     return TensorInfo(name, shape, type, offset, nbytes)
 
 
-def _read_tensors(cursor: _Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
+def _read_tensors(cursor: Cursor, n: int, alignment: int) -> dict[str, TensorInfo]:
     """Read the entries; offsets are still relative to the data."""
     tensors: dict[str, TensorInfo] = {}
     end = 0
@@ -257,8 +257,9 @@ def padded(n_bytes: int, alignment: int) -> int:
     return -(-n_bytes // alignment) * alignment
 
 
-def _read_header(data: memoryview, path: Path) -> _Header:
-    cursor = _Cursor(data, path)
+def read_header(cursor: Cursor) -> Header:
+    """Read and check everything before the weights; GGUFError says at which byte the file is wrong."""
+    data, path = cursor.data, cursor.path
     version = _read_version(cursor)
     n_tensors = cursor.count("tensors", min_bytes=8 + 1 + 4 + 4 + 8)
     n_keys = cursor.count("keys", min_bytes=8 + 1 + 4 + 1)
@@ -273,7 +274,7 @@ def _read_header(data: memoryview, path: Path) -> _Header:
                 f"{path}: tensor {tensor.name!r} ends at byte {tensor.offset + tensor.nbytes:,}, "
                 f"the file at {len(data):,}; incomplete download?"
             )
-    return _Header(version, alignment, start, metadata, tensors)
+    return Header(version, alignment, start, metadata, tensors)
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
@@ -296,7 +297,7 @@ class GGUFFile:
     ...     weights = file.blocks("token_embd.weight")  # (rows, n_blocks)
     """
 
-    def __init__(self, path: Path, maps: tuple[NDArray[np.uint8], ...], header: _Header) -> None:
+    def __init__(self, path: Path, maps: tuple[NDArray[np.uint8], ...], header: Header) -> None:
         """Use `GGUFFile.open`, which checks."""
         self.path = path
         self.version = header.version
@@ -315,7 +316,7 @@ class GGUFFile:
         """
         path = Path(path)
         data = _map(path)
-        header = _read_header(data.data, path)
+        header = read_header(Cursor(data.data, path))
         file = cls(path, (data,), header)
         n_shards = file.get("split.count", int, 1)
         return cls(path, *_read_shards(file, data, header)) if n_shards > 1 else file
@@ -330,7 +331,8 @@ class GGUFFile:
         """All files of the set."""
         if self.n_shards < 2:
             return [self.path]
-        return [_shard_path(self.path, self.n_shards)(i) for i in range(self.n_shards)]
+        whole = whole_path(self.path, self.n_shards)
+        return [shard_path(whole, i, self.n_shards) for i in range(self.n_shards)]
 
     @overload
     def get(self, key: str, expected_type: type[T]) -> T: ...
@@ -395,37 +397,38 @@ class GGUFFile:
         return file_map(self)
 
 
-def _shard_path(path: Path, n_shards: int) -> Callable[[int], Path]:
-    """Return the function from shard number (from 0) to path, from the name of the first shard."""
-    match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None or int(match["number"]) != 1 or int(match["count"]) != n_shards:
-        raise GGUFError(f"{path}: one of {n_shards} files; give the first, …-00001-of-{n_shards:05d}.gguf")
-    return lambda i: path.with_name(f"{match['prefix']}-{i + 1:05d}-of-{n_shards:05d}.gguf")
-
-
 def _read_shards(
-    first: GGUFFile, data: NDArray[np.uint8], header: _Header
-) -> tuple[tuple[NDArray[np.uint8], ...], _Header]:
+    first: GGUFFile, data: NDArray[np.uint8], header: Header
+) -> tuple[tuple[NDArray[np.uint8], ...], Header]:
     """Map the other files of a split set and put their tensors behind those of the first."""
     n_shards = first.get("split.count", int)
-    path = _shard_path(first.path, n_shards)
+    whole = whole_path(first.path, n_shards)
     if (number := first.get("split.no", int)) != 0:
         raise GGUFError(f"{first.path}: says it is file {number + 1} of {n_shards}, its name says 1")
     maps, tensors = [data], dict(header.tensors)
     for i in range(1, n_shards):
-        if not path(i).exists():
-            raise GGUFError(f"{first.path}: file {i + 1} of {n_shards}, {path(i).name}, is missing beside it")
-        maps.append(_map(path(i)))
-        _add_shard(tensors, GGUFFile(path(i), (), _read_header(maps[i].data, path(i))), i, n_shards)
+        path = shard_path(whole, i, n_shards)
+        if not path.exists():
+            raise GGUFError(f"{first.path}: file {i + 1} of {n_shards}, {path.name}, is missing beside it")
+        maps.append(_map(path))
+        _add_shard(tensors, first, GGUFFile(path, (), read_header(Cursor(maps[i].data, path))), i)
     if (said := first.get("split.tensors.count", int, len(tensors))) != len(tensors):
         raise GGUFError(f"{first.path}: the set has {len(tensors)} tensors, split.tensors.count says {said}")
     return tuple(maps), replace(header, tensors=tensors)
 
 
-def _add_shard(tensors: dict[str, TensorInfo], shard: GGUFFile, i: int, n_shards: int) -> None:
-    """Check that a file is number i of n and add its tensors."""
+def _add_shard(tensors: dict[str, TensorInfo], first: GGUFFile, shard: GGUFFile, i: int) -> None:
+    """Check that a file is number i of the set of the first, by all keys that it has, and add its tensors."""
+    n_shards = first.get("split.count", int)
     if (shard.get("split.no", int), shard.get("split.count", int)) != (i, n_shards):
         raise GGUFError(f"{shard.path}: is not file {i + 1} of {n_shards} of this set, by its split.* keys")
+    for key, value in shard.metadata.items():
+        given = first.metadata.get(key, value)
+        if key not in SPLIT_KEYS[:2] and str(value) != str(given):
+            raise GGUFError(
+                f"{shard.path}: {key} is {value.value!r:.60}, in {first.path.name} {given.value!r:.60}; files of "
+                "two models?"
+            )
     for name, tensor in shard.tensors.items():
         if name in tensors:
             raise GGUFError(f"{shard.path}: the tensor {name!r} is in another file of the set too")

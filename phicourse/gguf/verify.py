@@ -31,7 +31,7 @@ def verify(file: GGUFFile, progress: bool = False) -> list[str]:
 def _verify_tensor(file: GGUFFile, tensor: TensorInfo) -> str | None:
     seen = 0
     for blocks in _chunks(file, tensor):
-        bad = np.flatnonzero(_not_finite(blocks, tensor.type))
+        bad = np.flatnonzero(not_finite(blocks, tensor.type))
         if bad.size:
             block = seen + int(bad[0])
             at = tensor.offset + block * tensor.type.bytes
@@ -48,8 +48,12 @@ def _chunks(file: GGUFFile, tensor: TensorInfo) -> Iterator[NDArray[Any]]:
         yield blocks[start : start + step]
 
 
-def _not_finite(blocks: NDArray[Any], type: TensorType) -> NDArray[np.bool_]:
-    """Which blocks are bad: (n_blocks,) bool."""
+def not_finite(blocks: NDArray[Any], type: TensorType) -> NDArray[np.bool_]:
+    """Which blocks have a scale, a minimum or a stored weight that is infinite or not a number.
+
+    blocks   (...) of type.dtype
+    returns  (...) bool
+    """
     if type.name == "BF16":
         return ~np.isfinite(bfloat16_to_float32(blocks))
     if type.name == "MXFP4":
@@ -59,7 +63,7 @@ def _not_finite(blocks: NDArray[Any], type: TensorType) -> NDArray[np.bool_]:
     if type.block == 1:
         return np.asarray(~np.isfinite(blocks))
     floats = [field.name for field in type.fields if np.dtype(field.dtype).kind == "f"]
-    bad = np.zeros(len(blocks), dtype=bool)
+    bad = np.zeros(blocks.shape, dtype=bool)
     for name in floats:
         bad |= ~np.isfinite(blocks[name])
     return bad
@@ -67,7 +71,7 @@ def _not_finite(blocks: NDArray[Any], type: TensorType) -> NDArray[np.bool_]:
 
 def _iq1_m_scale(blocks: NDArray[Any]) -> NDArray[np.float16]:
     """Return the float16 scale of IQ1_M blocks: the top four bits of each of a block's 16-bit words."""
-    words = np.ascontiguousarray(blocks["scales"]).view("<u2")  # (n_blocks, 4)
+    words = np.ascontiguousarray(blocks["scales"]).view("<u2")  # (..., 4)
     bits = (words >> np.uint16(12)) << np.array([0, 4, 8, 12], dtype=np.uint16)
-    scales: NDArray[np.float16] = np.bitwise_or.reduce(bits, axis=1).astype(np.uint16).view(np.float16)
+    scales: NDArray[np.float16] = np.bitwise_or.reduce(bits, axis=-1).astype(np.uint16).view(np.float16)
     return scales

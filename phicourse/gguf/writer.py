@@ -5,6 +5,7 @@ file needs no more memory than its largest chunk.
 """
 
 import errno
+import glob
 import io
 import os
 import secrets
@@ -12,7 +13,7 @@ import shutil
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,13 @@ from phicourse.gguf.reader import (
     check_alignment,
     padded,
 )
+from phicourse.gguf.shards import Split
 from phicourse.gguf.types import NUMBER_DTYPES, TensorType, ValueType, tensor_type
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 _INTEGERS = {type for type, dtype in NUMBER_DTYPES.items() if dtype[1] in "iu"} - {ValueType.BOOL}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,23 +52,71 @@ def atomic_output(path: Path | str, force: bool = False, inputs: Iterable[Path] 
     and leaves `path` as it was. Raises GGUFError where `path` exists and not `force`, where it is one of the
     `inputs`, whatever `force` says, where the folder is missing or not writable, and where the disk is full.
     """
-    target = _check_target(Path(path), force, inputs)
-    temporary = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.partial")
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with atomic_outputs([Path(path)], force, inputs) as (temporary,):
         yield temporary
-        _flush(temporary)
-        _check_target(target, force)
-        os.replace(temporary, target)
-        with suppress(OSError):  # the file is there; some file systems cannot flush the list of names
-            _flush(target.parent)
+
+
+@contextmanager
+def atomic_outputs(
+    paths: Sequence[Path], force: bool = False, inputs: Iterable[Path] = ()
+) -> Iterator[list[Path]]:
+    """Do as `atomic_output` for several files: when the block ends well they appear together, the first one last.
+
+    All are on the disk before the first is renamed. A reader that opens a set by its first file finds all or none.
+    """
+    inputs, temporaries = list(inputs), []
+    try:
+        targets = [_check_target(path, force, inputs) for path in paths]
+        with ExitStack() as stack:
+            for target in targets:
+                temporaries.append(_temporary_path(target))
+                stack.enter_context(_temporary_file(temporaries[-1]))
+            yield temporaries
+            for temporary in temporaries:
+                _flush(temporary)
+            for path in paths:
+                _check_target(path, force)
+            for temporary, target in reversed(list(zip(temporaries, targets, strict=True))):
+                os.replace(temporary, target)
+            with suppress(OSError):  # the files are there; some file systems cannot flush the list of names
+                _flush(targets[0].parent)
     except OSError as error:
         # Any other OSError comes from the caller's own reading and is theirs to explain.
-        if error.errno in _NO_ROOM or error.filename == str(temporary):
-            raise GGUFError(f"{path}: cannot be written ({error.strerror})") from error
+        if error.errno in _NO_ROOM or error.filename in map(str, temporaries):
+            raise GGUFError(f"{paths[0]}: cannot be written ({error.strerror})") from error
         raise
+
+
+def _temporary_path(target: Path) -> Path:
+    """Name a temporary file beside the target, and remove those that killed programs have left there."""
+    for left in target.parent.glob(f".{glob.escape(target.name[:60])}.*.partial"):
+        with suppress(OSError), left.open("rb+") as file:  # of another user, or gone meanwhile
+            if _lock(file.fileno()):
+                left.unlink()
+    return target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[None]:
+    """Make an empty file, keep it locked, so that other programs see that it is in use, and remove it at the end."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        _lock(handle)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        path.unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed, or its program ends; say whether it was free."""
+    if fcntl is None:
+        return True  # Windows: a file that is open there cannot be removed, which says the same
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # in use, or on a file system without locks
+        return False
+    return True
 
 
 def _check_target(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Path:
@@ -137,6 +192,12 @@ def _value(value: Any, type: ValueType, element: ValueType | None) -> bytes | No
     return None if numbers is None else head + numbers
 
 
+def _pair(key: str, value: Any, type: ValueType, element: ValueType | None = None) -> bytes | None:
+    """Encode a metadata pair: key, type, value; None if the value does not fit the type."""
+    encoded = _value(value, type, element)
+    return None if encoded is None else _string(key) + struct.pack("<i", type) + encoded
+
+
 class _Declared:
     """A tensor that will be written: its place in the list and the bytes still to come."""
 
@@ -146,6 +207,32 @@ class _Declared:
         self.type = type
         self.nbytes = prod(shape[:-1]) * type.row_bytes(shape[-1])
         self.missing = self.nbytes
+
+
+class _Shard:
+    """One of the files that are written: its pairs, encoded, and its tensors."""
+
+    def __init__(self, metadata: Sequence[bytes], tensors: Sequence[_Declared], alignment: int) -> None:
+        self.tensors = tensors
+        self.alignment = alignment
+        self.header = self._encode(metadata)
+        self.size = len(self.header) + sum(map(self.padded, tensors))
+
+    def padded(self, tensor: _Declared) -> int:
+        """Return the bytes that a tensor takes with the zeros behind it."""
+        return padded(tensor.nbytes, self.alignment)
+
+    def _encode(self, metadata: Sequence[bytes]) -> bytes:
+        counts = struct.pack("<IQQ", VERSION, len(self.tensors), len(metadata))
+        parts = [MAGIC, counts, *metadata]
+        offset = 0
+        for tensor in self.tensors:
+            sizes = tuple(reversed(tensor.shape))
+            parts += [_string(tensor.name), struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)]
+            parts.append(struct.pack("<iQ", tensor.type.id, offset))
+            offset += self.padded(tensor)
+        n_bytes = sum(map(len, parts))
+        return b"".join(parts) + bytes(padded(n_bytes, self.alignment) - n_bytes)
 
 
 class GGUFWriter:
@@ -158,24 +245,32 @@ class GGUFWriter:
     ...         writer.write("token_embd.weight", rows)
 
     The file appears under its name when the block ends well and all declared bytes were written; else it does
-    not appear, and a file that was there stays.
+    not appear, and a file that was there stays. With `split` it may become a set of files, which appear together;
+    `paths` then says which. The calls are the same.
     """
 
-    def __init__(self, path: Path | str, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    def __init__(
+        self, path: Path | str, force: bool = False, inputs: Iterable[Path] = (), split: Split | None = None
+    ) -> None:
         """Nothing is touched before the `with` block begins; `inputs` are files that are never replaced."""
         self.path = Path(path)
+        self.paths = [self.path]
         self._force = force
         self._inputs = tuple(inputs)
+        self._split = split
         self._metadata: dict[str, bytes] = {}
         self._tensors: dict[str, _Declared] = {}
-        self._unwritten: deque[_Declared] = deque()
         self._alignment = DEFAULT_ALIGNMENT
         self._header_written = False
-        self._file: io.FileIO | None = None
         self._session: AbstractContextManager[None] | None = None
+        self._outputs = ExitStack()
+        self._shards: deque[tuple[_Shard, Path]] = deque()  # the files to come, and where each is written
+        self._shard: _Shard | None = None  # the one that is written
+        self._file: io.FileIO | None = None
+        self._unwritten: deque[_Declared] = deque()  # its tensors that are not complete
 
     def __enter__(self) -> Self:
-        """Create the temporary file; GGUFError where the target exists and not `force`."""
+        """Look whether the target may be written; GGUFError where it exists and not `force`."""
         self._session = self._open()
         self._session.__enter__()
         return self
@@ -185,17 +280,21 @@ class GGUFWriter:
     ) -> None:
         """Finish the file, or remove it after any exception."""
         assert self._session is not None
-        self._session.__exit__(kind, error, traceback)
+        try:
+            self._session.__exit__(kind, error, traceback)
+        finally:
+            self._session = None
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        with atomic_output(self.path, self._force, self._inputs) as temporary:
+        if self._split is None:  # else the names of the files show only when all tensors are declared
+            _check_target(self.path, self._force, self._inputs)
+        with self._outputs:
             try:
-                with io.FileIO(temporary, "wb") as self._file:
-                    yield
-                    self._finish()
+                yield
+                self._finish()
             finally:
-                self._file = None
+                self._close()
 
     def add(self, key: str, value: Any, type: ValueType, element: ValueType | None = None) -> None:
         """Add a metadata pair; the file keeps the order.
@@ -206,13 +305,16 @@ class GGUFWriter:
         self._before_header(f"the key {key!r}")
         if not key or "\0" in key or key in self._metadata:
             raise GGUFError(f"{self.path}: {key!r} is no key: empty, with a zero byte or there already")
-        encoded = _value(value, type, element)
+        try:
+            encoded = _pair(key, value, type, element)
+        except UnicodeEncodeError:  # half of a surrogate pair, as JSON can have it
+            encoded = None
         if encoded is None:
             wanted = type.name if element is None else f"{type.name} of {element.name}"
             raise GGUFError(f"{self.path}: {key}: {value!r:.60} is no {wanted}")
         if key == "general.alignment":
             self._alignment = check_alignment(value, str(self.path))
-        self._metadata[key] = _string(key) + struct.pack("<i", type) + encoded
+        self._metadata[key] = encoded
 
     def declare(self, name: str, shape: Sequence[int], type: TensorType | str) -> None:
         """Announce a tensor: `shape` in NumPy order, rows first. Tensors are written in this order.
@@ -230,7 +332,6 @@ class GGUFWriter:
         except GGUFError as error:
             raise GGUFError(f"{self.path}: tensor {name!r}: {error}") from None
         self._tensors[name] = tensor
-        self._unwritten.append(tensor)
 
     def write(self, name: str, chunk: bytes | memoryview | NDArray[Any]) -> None:
         """Write the next bytes of a tensor; any array whose bytes, in C order, are the file's bytes.
@@ -248,38 +349,56 @@ class GGUFWriter:
         self._put(raw)
         tensor.missing -= raw.nbytes
         if not tensor.missing:
-            self._put(memoryview(bytes(padded(tensor.nbytes, self._alignment) - tensor.nbytes)))
+            assert self._shard is not None
+            self._put(memoryview(bytes(self._shard.padded(tensor) - tensor.nbytes)))
             self._unwritten.popleft()
+            self._advance()
 
     def _before_header(self, what: str) -> None:
         if self._header_written:
             raise GGUFError(f"{self.path}: {what} comes too late, tensors are being written")
 
     def _begin(self) -> None:
-        """Write the header before the first tensor, after a look at the room on the disk."""
-        if self._file is None:
+        """Lay the files out before the first tensor is written, after a look at the room on the disk."""
+        if self._session is None:
             raise GGUFError(f"{self.path}: is written inside `with GGUFWriter(…) as writer:` only")
         if self._header_written:
             return
-        header = self._header()
-        sizes = (padded(tensor.nbytes, self._alignment) for tensor in self._tensors.values())
-        needed = len(header) + sum(sizes)
+        shards = self._plan()
+        needed = sum(shard.size for shard in shards)
         if needed > (free := shutil.disk_usage(Path(os.path.realpath(self.path)).parent).free):
             raise GGUFError(f"{self.path}: needs {needed:,} bytes, the disk has {free:,} free")
         self._header_written = True
-        self._put(memoryview(header))
+        temporaries = self._outputs.enter_context(atomic_outputs(self.paths, self._force, self._inputs))
+        self._shards.extend(zip(shards, temporaries, strict=True))
+        self._advance()
 
-    def _header(self) -> bytes:
-        counts = struct.pack("<IQQ", VERSION, len(self._tensors), len(self._metadata))
-        parts = [MAGIC, counts, *self._metadata.values()]
-        offset = 0
-        for tensor in self._tensors.values():
-            sizes = tuple(reversed(tensor.shape))
-            parts += [_string(tensor.name), struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)]
-            parts.append(struct.pack("<iQ", tensor.type.id, offset))
-            offset += padded(tensor.nbytes, self._alignment)
-        n_bytes = sum(map(len, parts))
-        return b"".join(parts) + bytes(padded(n_bytes, self._alignment) - n_bytes)
+    def _plan(self) -> list[_Shard]:
+        """Share the keys and the tensors among the files, and name these."""
+        split, tensors = self._split or Split(), list(self._tensors.values())
+        counts = split.counts(tensor.nbytes for tensor in tensors)
+        self.paths = split.paths(self.path, len(counts))
+        shards = []
+        for i, n in enumerate(counts):
+            pairs = [_pair(*pair) or b"" for pair in split.pairs(i, len(counts), len(tensors))]
+            # All keys of the model are in the first file, so it alone has its alignment.
+            metadata, alignment = ([], DEFAULT_ALIGNMENT) if i else (self._metadata.values(), self._alignment)
+            first = sum(counts[:i])
+            shards.append(_Shard([*metadata, *pairs], tensors[first : first + n], alignment))
+        return shards
+
+    def _advance(self) -> None:
+        """Begin the next file where one has all its tensors; a file of keys only has them at once."""
+        while not self._unwritten and self._shards:
+            self._close()
+            self._shard, temporary = self._shards.popleft()
+            self._file = io.FileIO(str(temporary), "wb")
+            self._put(memoryview(self._shard.header))
+            self._unwritten.extend(self._shard.tensors)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def _put(self, raw: memoryview) -> None:
         assert self._file is not None

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
+from phicourse.checkpoint.config import check_runs_here
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.convert.phi3 import RULES
 from phicourse.errors import ModelError
@@ -65,6 +66,7 @@ def _fill(
     where: str,
 ) -> Phi:
     """Make a model without memory, then give it each tensor; `stored`: parameter name to name in the file."""
+    check_runs_here(config, where)
     with torch.device("meta"):
         model = Phi(config)
     parameters = model.state_dict()

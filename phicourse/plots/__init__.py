@@ -1,7 +1,8 @@
 """Every figure of the course: functions of plain arrays that return a matplotlib Figure."""
 
+from phicourse.plots.importance import draw_importance
 from phicourse.plots.next_token import draw_next_tokens
 from phicourse.plots.quantized import draw_quantized
 from phicourse.plots.sizes import draw_sizes
 
-__all__ = ["draw_next_tokens", "draw_quantized", "draw_sizes"]
+__all__ = ["draw_importance", "draw_next_tokens", "draw_quantized", "draw_sizes"]

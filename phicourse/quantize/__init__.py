@@ -1,7 +1,8 @@
 """Quantization: which bits stand for a weight, which tensor gets which type, and the files that come out."""
 
-from phicourse.quantize.files import Plan, PlannedTensor, quantize
-from phicourse.quantize.mixes import ALIASES, MIXES, Mix, Overrides, choose_types, find_mix
+from phicourse.quantize.files import quantize
+from phicourse.quantize.mixes import ALIASES, COPY, MIXES, Mix, Overrides, choose_types, find_mix
+from phicourse.quantize.plan import Plan, PlannedTensor
 from phicourse.quantize.registry import (
     DEQUANTIZERS,
     QUANTIZERS,
@@ -13,6 +14,7 @@ from phicourse.quantize.registry import (
 
 __all__ = [
     "ALIASES",
+    "COPY",
     "DEQUANTIZERS",
     "MIXES",
     "QUANTIZERS",

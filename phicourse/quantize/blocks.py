@@ -34,6 +34,16 @@ def join_rows(values: Float32) -> Float32:
     return values.reshape(*values.shape[:-2], values.shape[-2] * values.shape[-1])
 
 
+def to_columns(values: Float32) -> Float32:
+    """One sub-block a column, as the searches want them: (..., size) -> (size, count)."""
+    return np.ascontiguousarray(values.reshape(-1, values.shape[-1]).T)
+
+
+def from_columns(columns: Float32, shape: tuple[int, ...]) -> Float32:
+    """Undo `to_columns`: (size, count) -> shape, whose last dimension is size."""
+    return columns.T.reshape(shape)
+
+
 def pack(type_name: str, **fields: NDArray[Any]) -> Blocks:
     """Make blocks of the named type from their fields; each is rounded to the dtype that the table gives it.
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import QuantizeError
-from phicourse.gguf.types import TensorType, bfloat16_to_float32
+from phicourse.gguf.types import TensorType
+from phicourse.gguf.verify import not_finite
 from phicourse.quantize.blocks import Float32, UInt8
 
 
@@ -55,6 +56,24 @@ def check_finite(x: Float32, where: Where) -> None:
     )
 
 
+def check_importance(importance: NDArray[Any], n: int, where: Where) -> Float32:
+    """Return the importance of n columns as float32; QuantizeError where it does not fit or cannot weigh anything.
+
+    importance  (n,) numbers, finite as float32, and none below zero
+    """
+    if importance.shape != (n,):
+        raise QuantizeError(f"{where.name}: the importance of {n} columns is ({n},), got {importance.shape}")
+    with np.errstate(over="ignore"):
+        weights = np.ascontiguousarray(importance, np.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        raise QuantizeError(
+            f"{where.name}: the importance of column {bad[0]} is {weights[bad[0]]}; "
+            "it must be a finite number, and not below 0"
+        )
+    return weights
+
+
 def as_bytes(result: object, n_rows: int, n: int, type: TensorType) -> UInt8:
     """Return what a quantizer gave as bytes, if it is what a quantizer of this type must give."""
     n_blocks, n_bytes = n // type.block, type.row_bytes(n)
@@ -81,15 +100,8 @@ def check_blocks(blocks: NDArray[Any], type: TensorType, where: Where) -> None:
 
     blocks  (rows, n_blocks) of type.dtype
     """
-    fields = blocks.dtype.names
-    if fields:
-        values = [blocks[field] for field in fields]
-    else:
-        values = [bfloat16_to_float32(blocks) if type.name == "BF16" else blocks]
-    for value in values:
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            row, column = np.argwhere(~np.isfinite(value))[0][:2]
-            what = "block" if fields else "column"
-            raise QuantizeError(
-                f"{where.row(row)}, {what} {column}: not finite, or too large for {type.name}"
-            )
+    bad = not_finite(blocks, type)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        what = "column" if type.block == 1 else "block"
+        raise QuantizeError(f"{where.row(row)}, {what} {column}: not finite, or too large for {type.name}")

@@ -4,99 +4,31 @@ Tensors stream through in chunks of rows, so memory does not grow with the file.
 in llama.cpp's order, and the whole file has the same bytes as llama-quantize writes (ggml 0.25.3).
 """
 
-import html
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import QuantizeError
 from phicourse.gguf import GGUFWriter, TensorInfo, TensorType, Value, ValueType
 from phicourse.progress import byte_bar
 from phicourse.quantize.checks import Where, check_blocks
-from phicourse.quantize.mixes import Mix, Overrides, choose_types, find_mix, n_dimensions
+from phicourse.quantize.importance import ImportanceMatrix
+from phicourse.quantize.mixes import COPY, Mix, Overrides, choose_types, find_mix, n_dimensions
+from phicourse.quantize.plan import Plan, PlannedTensor
 from phicourse.quantize.registry import DEQUANTIZERS, Backend, quantize_data
 from phicourse.quantize.sources import Source, open_source
+from phicourse.quantize.weighting import Weighting
 
-_VERSION = 2  # of the quantized types' layouts, since 2023
+_VERSION = Value(ValueType.UINT32, 2)  # of the quantized types' layouts, since 2023
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _ALIGNMENT = Value(ValueType.UINT32, 32)
 
-
-_COLUMNS = ("tensor", "shape", "from", "to", "MiB")
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor, and the type that it will have."""
-
-    source: TensorInfo
-    type: TensorType
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes it will take."""
-        return self.source.rows * self.type.row_bytes(self.source.shape[-1])
-
-    def row(self) -> tuple[str, str, str, str, str]:
-        """Its row in the plan's table."""
-        shape = " × ".join(map(str, self.source.shape))
-        return self.source.name, shape, self.source.type.name, self.type.name, _mib(self.nbytes)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `quantize` is about to do; prints as a table."""
-
-    mix: Mix
-    tensors: tuple[PlannedTensor, ...]
-
-    @property
-    def source_bytes(self) -> int:
-        """The bytes of all tensors as they are."""
-        return sum(tensor.source.nbytes for tensor in self.tensors)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all tensors as they will be."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits that a weight will take on average."""
-        return 8 * self.nbytes / sum(tensor.source.n_weights for tensor in self.tensors)
-
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Return the table's cells: tensor, shape, type before, type after, MiB after."""
-        return [tensor.row() for tensor in self.tensors]
-
-    def total(self) -> str:
-        """Return the sizes in a line."""
-        return (
-            f"{self.mix.name}: {_mib(self.source_bytes)} MiB -> {_mib(self.nbytes)} MiB, "
-            f"{self.bits_per_weight:.2f} bits per weight"
-        )
-
-    def __str__(self) -> str:
-        table = [_COLUMNS, *self.rows()]
-        name, shape, *types = (max(len(row[i]) for row in table) for i in range(4))
-        lines = (
-            f"{a:<{name}}  {b:>{shape}}  {c:<{types[0]}}  {d:<{types[1]}}  {e:>10}" for a, b, c, d, e in table
-        )
-        return "\n".join((*lines, self.total()))
-
-    def _repr_html_(self) -> str:
-        top = "".join(f"<th>{title}</th>" for title in _COLUMNS)
-        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows())
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<p>{self.total()}</p><table><tr>{top}</tr>{body}</table>"
-
-
-def _mib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:.2f}"
+Convert = Callable[..., NDArray[Any]]  # `quantize_data` with threads and backend
 
 
 def quantize(
@@ -104,6 +36,10 @@ def quantize(
     out: Path | str | None = None,
     mix: str = "Q4_K_M",
     *,
+    via: str | None = None,
+    imatrix: ImportanceMatrix | Path | str | None = None,
+    include_weights: Collection[str] = (),
+    exclude_weights: Collection[str] = (),
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -116,11 +52,16 @@ def quantize(
     backend: Backend = "auto",
     progress: bool = True,
 ) -> Path | Plan:
-    """Quantize a model: a GGUF file, or a checkpoint folder, with the bytes of `convert` to float16 and then this.
+    """Quantize a model: a GGUF file, or a checkpoint folder in one pass, straight from its own weights.
 
     out                   the new file, or a folder for it; None: the source's folder. In a folder it is named
                           ggml-model-MIX.gguf
-    mix                   a name of MIXES or ALIASES, in any case
+    mix                   a name of MIXES or ALIASES, in any case; COPY keeps every tensor as it is
+    via                   "f16": round a checkpoint's matrices to float16 first, for the bytes of `convert` to
+                          float16 and then this, which are those of llama.cpp's two tools
+    imatrix               how much each column counts: a matrix, or a file that has one. Some mixes need it
+    include_weights       parts of tensor names: use `imatrix` for tensors with one of these only
+    exclude_weights       parts of tensor names: do not use it for tensors with one of these
     threads               for the compiled quantizers; None: one for each processor
     force                 replace a file that is there
     dry_run               write nothing, return the plan
@@ -141,31 +82,66 @@ def quantize(
         token_embedding_type=token_embedding_type,
         tensor_types=tensor_types,
     )
+    weighting = Weighting.load(imatrix, include_weights, exclude_weights)
     source = Path(source)
     target = _target(source, out, f"ggml-model-{chosen.name}.gguf")
-    with open_source(source, chosen.name) as model:
-        plan = _plan(model, chosen, overrides)
+    with open_source(source, via) as model:
+        plan = _plan(model, chosen, overrides, weighting)
         _check_types(model, plan, allow_requantize)
         if dry_run:
             return plan
+        if plan.needs():
+            raise QuantizeError(f"{model.path}: {plan.needs()}")
         with GGUFWriter(target, force=force, inputs=model.inputs) as writer:
-            _write(writer, model, plan, threads, backend, progress)
+            _write_metadata(writer, model, chosen, weighting)
+            _write_tensors(
+                writer, model, plan, partial(quantize_data, threads=threads, backend=backend), progress
+            )
     return target
 
 
-def _plan(source: Source, mix: Mix, overrides: Overrides) -> Plan:
+def _plan(source: Source, mix: Mix, overrides: Overrides, weighting: Weighting | None) -> Plan:
     """Choose the types of a model's tensors, in the order in which they will be written."""
     types = choose_types(
         source.tensors.values(),
         mix,
         n_layers=source.n_layers,
+        n_gqa=_n_gqa(source),
         n_experts=source.n_experts,
+        has_importance=weighting is not None,
         overrides=overrides,
     )
     for pattern, _ in overrides.tensor_types:
         if not any(pattern.search(name) for name in types):
             print(f"phicourse: {pattern.pattern!r} is in the name of no tensor", file=sys.stderr)
-    return Plan(mix, tuple(PlannedTensor(source.tensors[name], type) for name, type in types.items()))
+    if weighting is not None:
+        weighting.check(types)
+    return Plan(mix, tuple(_planned(source.tensors[name], type, weighting) for name, type in types.items()))
+
+
+def _planned(tensor: TensorInfo, type: TensorType, weighting: Weighting | None) -> PlannedTensor:
+    changes = type != tensor.type
+    return PlannedTensor(tensor, type, weighting.of(tensor) if weighting is not None and changes else None)
+
+
+def _n_gqa(source: Source) -> int:
+    """Return how many query heads share a head of keys and values; 1 where the file does not say.
+
+    Where layers differ, the first one speaks for all, as in llama.cpp.
+    """
+    architecture = source.metadata["general.architecture"].value
+    heads, kv_heads = (
+        source.metadata.get(f"{architecture}.attention.{key}") for key in ("head_count", "head_count_kv")
+    )
+    if heads is None or kv_heads is None:
+        return 1
+    first = [np.asarray(value.value).reshape(-1)[:1] for value in (heads, kv_heads)]
+    if any(value.dtype.kind not in "iu" or not value.size for value in first):
+        raise QuantizeError(
+            f"{source.path}: {architecture}.attention.head_count and head_count_kv must be whole numbers"
+        )
+    n_heads, n_kv_heads = (int(value[0]) for value in first)
+    return n_heads // n_kv_heads if n_kv_heads else 0
 
 
 def _target(source: Path, out: Path | str | None, name: str) -> Path:
@@ -192,31 +168,32 @@ def _check_types(model: Source, plan: Plan, allow_requantize: bool) -> None:
             )
 
 
-def _write(
-    writer: GGUFWriter, model: Source, plan: Plan, threads: int | None, backend: Backend, progress: bool
-) -> None:
-    """Write the new file: metadata, then every tensor."""
-    for key, value in _metadata(model, plan.mix).items():
+def _write_metadata(writer: GGUFWriter, model: Source, mix: Mix, weighting: Weighting | None) -> None:
+    """Write the input's pairs, then how this file is stored; those of a split set stay behind."""
+    file_type = Value(ValueType.UINT32, mix.file_type)
+    if mix is COPY:
+        file_type = model.metadata.get("general.file_type", file_type)
+    own = {"general.quantization_version": _VERSION, "general.file_type": file_type}
+    if weighting is not None:
+        own |= weighting.metadata()
+    kept = {key: value for key, value in model.metadata.items() if key not in (*_SPLIT_KEYS, *own)}
+    if kept.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
+        del kept["general.alignment"]  # the output has the default one
+    for key, value in (kept | own).items():
         writer.add(key, value.value, value.type, value.element)
+
+
+def _write_tensors(writer: GGUFWriter, model: Source, plan: Plan, convert: Convert, progress: bool) -> None:
+    """Write every tensor, some rows at a time."""
     for tensor in plan.tensors:
         writer.declare(tensor.source.name, _stored_shape(tensor.source), tensor.type)
     with byte_bar(plan.source_bytes, progress) as bar:
         for tensor in plan.tensors:
             bar.set_description(tensor.source.name, refresh=False)
             for first_row, data in model.chunks(tensor.source):
-                writer.write(tensor.source.name, _convert(data, tensor, first_row, threads, backend))
+                for rows in _converted(data, tensor, first_row, convert):
+                    writer.write(tensor.source.name, rows)
                 bar.update(data.nbytes)
-
-
-def _metadata(model: Source, mix: Mix) -> dict[str, Value]:
-    """Return the input's pairs, then how this file is stored; those of a split set stay behind."""
-    kept = {key: value for key, value in model.metadata.items() if key not in _SPLIT_KEYS}
-    if kept.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
-        del kept["general.alignment"]  # the output has the default one
-    for key, number in (("general.quantization_version", _VERSION), ("general.file_type", mix.file_type)):
-        kept.pop(key, None)  # so that it comes last
-        kept[key] = Value(ValueType.UINT32, number)
-    return kept
 
 
 def _stored_shape(tensor: TensorInfo) -> tuple[int, ...]:
@@ -224,19 +201,33 @@ def _stored_shape(tensor: TensorInfo) -> tuple[int, ...]:
     return tensor.shape[-n_dimensions(tensor) :] or (1,)
 
 
-def _convert(
-    data: NDArray[Any], tensor: PlannedTensor, first_row: int, threads: int | None, backend: Backend
-) -> NDArray[Any]:
-    """Return the bytes of some rows in the type that was chosen for them."""
-    if tensor.type == tensor.source.type:
-        check_blocks(data, tensor.type, Where(tensor.source.name, first_row))
-        return data
-    return quantize_data(
-        data,
-        tensor.source.type,
-        tensor.type.name,
-        backend=backend,
-        threads=threads,
-        name=tensor.source.name,
-        first_row=first_row,
-    )
+def _converted(
+    data: NDArray[Any], tensor: PlannedTensor, first_row: int, convert: Convert
+) -> Iterator[NDArray[Any]]:
+    """Yield the bytes of some rows in the type that was chosen for them; each expert has its own importance."""
+    source, importance = tensor.source, tensor.importance
+    if tensor.type == source.type:
+        check_blocks(data, tensor.type, Where(source.name, first_row))
+        yield data
+    elif importance is None:
+        yield convert(data, source.type, tensor.type.name, name=source.name, first_row=first_row)
+    else:
+        for matrix, start, stop in _by_matrix(first_row, len(data), source.shape[-2]):
+            yield convert(
+                data[start:stop],
+                source.type,
+                tensor.type.name,
+                importance=importance[matrix],
+                name=source.name,
+                first_row=first_row + start,
+            )
+
+
+def _by_matrix(first_row: int, n_rows: int, rows_of_matrix: int) -> Iterator[tuple[int, int, int]]:
+    """Cut n_rows of a stack of matrices, from first_row on, where matrices end: yield matrix, start, stop."""
+    start = 0
+    while start < n_rows:
+        matrix, row = divmod(first_row + start, rows_of_matrix)
+        stop = min(n_rows, start + rows_of_matrix - row)
+        yield matrix, start, stop
+        start = stop

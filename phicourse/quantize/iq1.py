@@ -14,17 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phicourse.errors import QuantizeError
-from phicourse.quantize.blocks import Blocks, Float32, UInt8, join_rows, pack, split_rows
+from phicourse.quantize.blocks import Blocks, Float32, UInt8, join_rows, pack, split_rows, to_columns
+from phicourse.quantize.error_weights import error_weights
 from phicourse.quantize.grids import Grid, Indices, load_grid
-from phicourse.quantize.rounding import nearest_int
-from phicourse.quantize.scale_search import sum_in_order
-from phicourse.quantize.weighted_search import error_weights, split_importance, to_columns
+from phicourse.quantize.rounding import nearest_int, quiet, sum_in_order
 
 SUPER_BLOCK = 256
 DELTA = np.float32(0.125)
-
-# Searches divide by sums that may be zero; what comes of it is never chosen.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
 
 class Cut(NamedTuple):
@@ -48,7 +44,7 @@ class Fit(NamedTuple):
     shifts: Indices  # (count,) the pattern of shifts
 
 
-@_quiet
+@quiet
 def quantize_iq1_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ1_S: 11-bit index for each 8, scale and shift for each 32; 1.5625 bits per weight.
 
@@ -61,7 +57,7 @@ def quantize_iq1_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     if importance is None:
         raise QuantizeError("IQ1_S needs an importance matrix: without it, nothing sensible remains")
     columns = to_columns(blocks.reshape(-1, 32))  # (32, count)
-    weights = to_columns(_error_weights(blocks, importance, "IQ1_S").reshape(-1, 32))
+    weights = to_columns(error_weights(blocks, importance, 2, "IQ1_S").reshape(-1, 32))
     fit = _fit(columns, weights, 1e-12, n_shifts=1)
 
     scales = fit.scale.reshape(*blocks.shape[:-1], 8)
@@ -73,7 +69,7 @@ def quantize_iq1_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return pack("IQ1_S", d=d * np.float32(1.125), qs=qs, qh=high | codes << 12 | minus << 15)
 
 
-@_quiet
+@quiet
 def quantize_iq1_m(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ1_M: index and shift for each 8, a scale for each 16; 1.75 bits per weight.
 
@@ -83,7 +79,7 @@ def quantize_iq1_m(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
     blocks = split_rows(x, SUPER_BLOCK, "IQ1_M")  # (..., n_blocks, 256)
-    counts = blocks * blocks if importance is None else _error_weights(blocks, importance, "IQ1_M")
+    counts = blocks * blocks if importance is None else error_weights(blocks, importance, 2, "IQ1_M")
     columns, weights = to_columns(blocks.reshape(-1, 16)), to_columns(counts.reshape(-1, 16))
     fit = _fit(columns, weights, 1e-7, n_shifts=2)
 
@@ -269,12 +265,6 @@ def _refit(blocks: Float32, counts: Float32, fit: Fit, codes: Indices, d: Float3
     values = (values.T * (2 * codes + 1).astype(np.float32).reshape(-1, 1)).reshape(-1, SUPER_BLOCK)
     xl, ll = _projections(to_columns(blocks), to_columns(counts), to_columns(values))
     return np.where(ll > 0, xl / ll, d.ravel()).reshape(d.shape)
-
-
-def _error_weights(blocks: Float32, importance: ArrayLike, type_name: str) -> Float32:
-    """How much an error in each weight counts: (..., n_blocks, 256)."""
-    n = blocks.shape[-2] * SUPER_BLOCK
-    return error_weights(blocks, split_importance(importance, n, SUPER_BLOCK, type_name), 2)
 
 
 # ---- scales and bits -------------------------------------------------------------------------------------

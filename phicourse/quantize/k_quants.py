@@ -3,67 +3,84 @@
 Four steps, the same for all: 1. search each sub-block's scale (and minimum) in float32;
 2. quantize those scales, with one float16 for the super-block; 3. round the weights again, now
 with the scales as a reader of the file will see them; 4. pack the bits.
-Source: ggml `quantize_row_q4_K_ref`, `_q5_K_ref`, `_q6_K_ref`; bytes equal to ggml 0.25.
+With an importance matrix, step 1 minimizes what its columns say, and step 2 is a search of its own.
+Source: ggml `quantize_row_q4_K_ref`, `quantize_row_q4_K_impl` and so on; bytes equal to ggml 0.25.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from phicourse.quantize.blocks import (
     Blocks,
     Float32,
     UInt8,
+    from_columns,
     join_rows,
     pack,
     pack_nibbles,
     split_rows,
+    to_columns,
     unpack_nibbles,
 )
-from phicourse.quantize.rounding import nearest_int
-from phicourse.quantize.scale_search import ZERO, affine_search, signed_peak, sum_in_order, symmetric_search
+from phicourse.quantize.error_weights import error_weights, split_importance
+from phicourse.quantize.rounding import nearest_int, quiet, sum_in_order, sum_last
+from phicourse.quantize.scale_search import (
+    FINE_TRIALS,
+    ZERO,
+    Affine,
+    Trials,
+    affine_search,
+    positive_search,
+    signed_peak,
+    symmetric_search,
+)
 
 SUPER_BLOCK = 256
 
-# Searches divide by ranges that may be zero; what comes of it is never chosen.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
-
-@_quiet
-def quantize_q4_k(x: Float32) -> Blocks:
+@quiet
+def quantize_q4_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q4_K: 8 sub-blocks of 32 weights, each with scale and minimum; 4.5 bits per weight.
 
-    x        (..., n) float32, n a multiple of 256, finite
-    returns  (..., n / 256) blocks: d, dmin float16, scales (12,) uint8, qs (128,) uint8
-    raises   QuantizeError where 256 does not divide n
+    x           (..., n) float32, n a multiple of 256, finite
+    importance  (n,) float32, how much each column counts; None: large weights count more
+    returns     (..., n / 256) blocks: d, dmin float16, scales (12,) uint8, qs (128,) uint8
+    raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
-    d, dmin, scales, codes = _scales_minima_codes(split_rows(x, SUPER_BLOCK, "Q4_K"), 15, -1.0, 20)
+    d, dmin, scales, codes = _scales_minima_codes(x, importance, 15, Trials(-1.0, 0.1, 20), "Q4_K")
     return pack("Q4_K", d=d, dmin=dmin, scales=scales, qs=_pack_pairs(codes))
 
 
-@_quiet
-def quantize_q5_k(x: Float32) -> Blocks:
+@quiet
+def quantize_q5_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q5_K: as Q4_K, with a fifth bit for each weight, 5.5 bits per weight.
 
-    x        (..., n) float32, n a multiple of 256, finite
-    returns  (..., n / 256) blocks: d, dmin float16, scales (12,), qh (32,), qs (128,) uint8
-    raises   QuantizeError where 256 does not divide n
+    x           (..., n) float32, n a multiple of 256, finite
+    importance  (n,) float32, how much each column counts; None: large weights count more
+    returns     (..., n / 256) blocks: d, dmin float16, scales (12,), qh (32,), qs (128,) uint8
+    raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
-    d, dmin, scales, codes = _scales_minima_codes(split_rows(x, SUPER_BLOCK, "Q5_K"), 31, -0.5, 15)
+    d, dmin, scales, codes = _scales_minima_codes(x, importance, 31, Trials(-0.5, 0.1, 15), "Q5_K")
     return pack("Q5_K", d=d, dmin=dmin, scales=scales, qh=_pack_fifth_bits(codes), qs=_pack_pairs(codes))
 
 
-@_quiet
-def quantize_q6_k(x: Float32) -> Blocks:
+@quiet
+def quantize_q6_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q6_K: 16 sub-blocks of 16 weights, each with an 8-bit scale, 6.5625 bits per weight.
 
-    x        (..., n) float32, n a multiple of 256, finite
-    returns  (..., n / 256) blocks: ql (128,), qh (64,) uint8, scales (16,) int8, d float16
-    raises   QuantizeError where 256 does not divide n
+    x           (..., n) float32, n a multiple of 256, finite
+    importance  (n,) float32, how much each column counts, whatever its weight; None: large weights count more
+    returns     (..., n / 256) blocks: ql (128,), qh (64,) uint8, scales (16,) int8, d float16
+    raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
-    weights = _sub_blocks(split_rows(x, SUPER_BLOCK, "Q6_K"), 16)  # (..., n_blocks, 16, 16)
-    found = symmetric_search(_columns(weights), n_max=32)  # step 1
+    blocks = split_rows(x, SUPER_BLOCK, "Q6_K")  # (..., n_blocks, 256)
+    counts = blocks * blocks
+    if importance is not None:
+        counts = np.broadcast_to(split_importance(importance, blocks, "Q6_K"), blocks.shape)
+    weights = _sub_blocks(blocks, 16)  # (..., n_blocks, 16, 16)
+    found = symmetric_search(to_columns(weights), to_columns(_sub_blocks(counts, 16)), n_max=32)  # step 1
     scales = found.scale.reshape(weights.shape[:-1])  # (..., n_blocks, 16)
-    scales = np.where(np.isnan(scales), np.float32(0), scales)  # sums overflow beyond 1e12; ggml gives up too
-    codes = found.codes.T.reshape(weights.shape)
+    codes = from_columns(found.codes, weights.shape)
 
     peak = signed_peak(scales, axis=-1)  # step 2: this scale gets code -128
     inverse = np.float32(-128) / peak
@@ -74,9 +91,9 @@ def quantize_q6_k(x: Float32) -> Blocks:
     codes = np.where(step != 0, np.clip(nearest_int(weights / step), -32, 31), codes) + np.float32(32)
 
     ql, qh = _pack_six_bits(codes.astype(np.uint8).reshape(*d.shape, SUPER_BLOCK))  # step 4
-    blocks = pack("Q6_K", ql=ql, qh=qh, scales=scale_codes, d=d)
-    blocks[np.abs(peak) < ZERO] = np.zeros((), blocks.dtype)  # nothing in it: all bytes zero
-    return blocks
+    packed = pack("Q6_K", ql=ql, qh=qh, scales=scale_codes, d=d)
+    packed[np.abs(peak) < ZERO] = np.zeros((), packed.dtype)  # nothing in it: all bytes zero
+    return packed
 
 
 def dequantize_q4_k(blocks: Blocks) -> Float32:
@@ -98,36 +115,61 @@ def dequantize_q6_k(blocks: Blocks) -> Float32:
 
 
 def _scales_minima_codes(
-    weights: Float32, n_max: int, first: float, n_steps: int
+    x: Float32, importance: ArrayLike | None, n_max: int, trials: Trials, type_name: str
 ) -> tuple[Blocks, Blocks, UInt8, UInt8]:
     """Do steps 1 to 3 of Q4_K and Q5_K.
 
-    weights                 (..., n_blocks, 256) float32
-    n_max, first, n_steps   the largest code and the trials, see `affine_search`
-    returns                 d, dmin (..., n_blocks) float16, packed scales (..., n_blocks, 12),
-                            codes (..., n_blocks, 256)
+    x, importance  as for the quantizers
+    n_max          the largest code
+    trials         what to try where no importance is known
+    returns        d, dmin (..., n_blocks) float16, packed scales (..., n_blocks, 12), codes (..., n_blocks, 256)
     """
-    weights = _sub_blocks(weights, 32)  # (..., n_blocks, 8, 32)
-    columns = _columns(weights)  # (32, count)
-    found = affine_search(columns, _importance(columns), n_max, first, n_steps)  # step 1
-    scales = found.scale.reshape(weights.shape[:-1])  # (..., n_blocks, 8)
-    minima = -found.minimum.reshape(weights.shape[:-1])  # positive: to be subtracted
-    codes = found.codes.T.reshape(weights.shape)
+    blocks = split_rows(x, SUPER_BLOCK, type_name)  # (..., n_blocks, 256)
+    weights = _sub_blocks(blocks, 32)  # (..., n_blocks, 8, 32)
+    columns = to_columns(weights)  # (32, count)
+    if importance is None:
+        found = affine_search(columns, _by_magnitude(columns), n_max, trials)  # step 1
+        scales, minima = scales_and_minima(found, weights.shape[:-1])  # (..., n_blocks, 8)
+        d, scale_codes = _six_bit_codes(scales)  # step 2
+        dmin, minimum_codes = _six_bit_codes(minima)
+    else:
+        counts = _sub_blocks(error_weights(blocks, importance, 2, type_name), 32)
+        found = affine_search(columns, to_columns(counts), n_max, FINE_TRIALS)
+        scales, minima = scales_and_minima(found, weights.shape[:-1])
+        d, scale_codes = searched_codes(scales, sum_last(counts), 63)
+        dmin, minimum_codes = searched_codes(minima, sum_last(counts), 63)
+        if type_name == "Q5_K":  # a scale below zero is a byte above 63, which ggml cuts off only here
+            scale_codes, minimum_codes = (np.minimum(v, np.uint8(63)) for v in (scale_codes, minimum_codes))
+    packed = pack_scales_and_minima(scale_codes, minimum_codes)
 
-    d, scale_codes = _six_bit_codes(scales)  # step 2
-    dmin, minimum_codes = _six_bit_codes(minima)
-
+    scale_codes, minimum_codes = unpack_scales_and_minima(packed)
     step = (d.astype(np.float32)[..., None] * scale_codes)[..., None]  # step 3
     below = (dmin.astype(np.float32)[..., None] * minimum_codes)[..., None]
+    codes = from_columns(found.codes, weights.shape)
     codes = np.where(step != 0, np.clip(nearest_int((weights + below) / step), 0, n_max), codes)
-    packed = pack_scales_and_minima(scale_codes, minimum_codes)
     return d, dmin, packed, codes.astype(np.uint8).reshape(*d.shape, SUPER_BLOCK)
 
 
-def _importance(columns: Float32) -> Float32:
+def _by_magnitude(columns: Float32) -> Float32:
     """How much each weight counts: its magnitude plus the root mean square of its sub-block, (32, count)."""
     mean_square = sum_in_order(columns * columns) / np.float32(len(columns))
     return np.asarray(np.sqrt(mean_square) + np.abs(columns))
+
+
+def scales_and_minima(found: Affine, shape: tuple[int, ...]) -> tuple[Float32, Float32]:
+    """Scales, and minima as positive numbers to be subtracted: two arrays of this shape."""
+    return found.scale.reshape(shape), -found.minimum.reshape(shape)
+
+
+def searched_codes(values: Float32, counts: Float32, n_max: int) -> tuple[Blocks, UInt8]:
+    """Search for the codes of scales (or minima) as for those of weights; each counts as its sub-block does.
+
+    values, counts  (..., n_blocks, sub-blocks) float32
+    returns         their common float16 scale (..., n_blocks), codes 0 … n_max (..., n_blocks, sub-blocks)
+    """
+    found = positive_search(to_columns(values), to_columns(counts), n_max)
+    codes = from_columns(found.codes, values.shape).astype(np.uint8)
+    return found.scale.reshape(values.shape[:-1]).astype(np.float16), codes
 
 
 def _six_bit_codes(values: Float32) -> tuple[Blocks, UInt8]:
@@ -176,11 +218,6 @@ def unpack_scales_and_minima(packed: UInt8) -> tuple[UInt8, UInt8]:
 def _sub_blocks(values: Blocks, size: int) -> Blocks:
     """Cut super-blocks: (..., n_blocks, 256) -> (..., n_blocks, 256 / size, size)."""
     return values.reshape(*values.shape[:-1], SUPER_BLOCK // size, size)
-
-
-def _columns(weights: Float32) -> Float32:
-    """One sub-block a column, as the searches want them: (..., size) -> (size, count)."""
-    return np.ascontiguousarray(weights.reshape(-1, weights.shape[-1]).T)
 
 
 def _pack_pairs(codes: UInt8) -> UInt8:

@@ -17,22 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phicourse.errors import QuantizeError
-from phicourse.quantize.blocks import Blocks, Float32, UInt8, join_rows, pack, split_rows
+from phicourse.quantize.blocks import Blocks, Float32, UInt8, join_rows, pack, split_rows, to_columns
+from phicourse.quantize.error_weights import error_weights
 from phicourse.quantize.grids import Grid, Indices, load_grid
-from phicourse.quantize.rounding import nearest_int
-from phicourse.quantize.scale_search import Mask, sum_in_order
-from phicourse.quantize.weighted_search import (
-    error_weights,
-    positive_search,
-    split_importance,
-    sum_last,
-    to_columns,
-)
+from phicourse.quantize.rounding import nearest_int, quiet, sum_in_order, sum_last
+from phicourse.quantize.scale_search import Mask, positive_search
 
 SUPER_BLOCK = 256
-
-# Searches divide by sums that may be zero; what comes of it is never chosen.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Found(NamedTuple):
     empty: Mask  # (..., n_blocks, sub-blocks) nothing in it: points, signs and scale are 0
 
 
-@_quiet
+@quiet
 def quantize_iq2_xxs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ2_XXS: 8-bit index and 7 signs for each 8, a scale for 32; 2.0625 bits per weight.
 
@@ -93,7 +84,7 @@ def quantize_iq2_xxs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return _clear_empty(pack("IQ2_XXS", d=d, qs=qs), d)
 
 
-@_quiet
+@quiet
 def quantize_iq2_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ2_XS: 9-bit index and 7 signs for each 8, a scale for 16; 2.3125 bits per weight.
 
@@ -108,7 +99,7 @@ def quantize_iq2_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return _clear_empty(pack("IQ2_XS", d=d, qs=words, scales=_pairs(scale_codes)), d)
 
 
-@_quiet
+@quiet
 def quantize_iq2_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ2_S: 10-bit index and 8 signs for each 8, a scale for 16; 2.5625 bits per weight.
 
@@ -125,7 +116,7 @@ def quantize_iq2_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return pack("IQ2_S", d=d * np.float32(0.9875), qs=low, qh=qh, scales=_pairs(scale_codes))
 
 
-@_quiet
+@quiet
 def quantize_iq3_xxs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ3_XXS: 8-bit index for each 4, 7 signs for 8, a scale for 32; 3.0625 bits per weight.
 
@@ -141,7 +132,7 @@ def quantize_iq3_xxs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return _clear_empty(pack("IQ3_XXS", d=d * np.float32(1.0125), qs=qs), d)
 
 
-@_quiet
+@quiet
 def quantize_iq3_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ3_S: 9-bit index for each 4, 8 signs for 8, a scale for 32; 3.4375 bits per weight.
 
@@ -335,9 +326,7 @@ def _stands_for(grid: Grid) -> Float32:
 def _error_weights(blocks: Float32, importance: ArrayLike | None, type: Lattice) -> Float32:
     """How much an error in each weight counts: (..., n_blocks, 256)."""
     if importance is not None:
-        n = blocks.shape[-2] * SUPER_BLOCK
-        columns = split_importance(importance, n, SUPER_BLOCK, type.name)
-        return error_weights(blocks, columns, type.mean_squares)
+        return error_weights(blocks, importance, type.mean_squares, type.name)
     if type.name in ("IQ2_XXS", "IQ2_XS"):
         raise QuantizeError(f"{type.name} needs an importance matrix: without it, nothing sensible remains")
     if type.name == "IQ2_S":

@@ -1,33 +1,34 @@
 """Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: 32 weights share one scale (and, in the `_1` types, one minimum).
 
-One formula each, no search: the largest weight decides. These types came first, hence "legacy";
-Q8_0 is still the best choice at 8 bits, and the others catch rows that no K-quant divides.
-Source: ggml `quantize_row_*_ref` and `dequantize_row_*`; bytes equal to ggml 0.25.
+One formula each, no search: the largest weight decides. Only an importance matrix makes the 4- and 5-bit
+types search; Q8_0 has no use for one. These types came first, hence "legacy"; Q8_0 is still the best choice
+at 8 bits, and the others catch rows that no K-quant divides.
+Source: ggml `quantize_row_*_ref`, `quantize_row_*_impl` and `dequantize_row_*`; bytes equal to ggml 0.25.
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from phicourse.quantize.blocks import (
     Blocks,
     Float32,
     UInt8,
+    from_columns,
     join_rows,
     pack,
     pack_nibbles,
     split_rows,
+    to_columns,
     unpack_nibbles,
 )
-from phicourse.quantize.rounding import reciprocal, round_half_away, truncate
-from phicourse.quantize.scale_search import signed_peak
+from phicourse.quantize.error_weights import error_weights
+from phicourse.quantize.rounding import quiet, reciprocal, round_half_away, truncate
+from phicourse.quantize.scale_search import FINE_TRIALS, affine_search, signed_peak, symmetric_search
 
 BLOCK = 32
 
-# Weights too large or too small for a float16 scale make infinities on the way; `quantize_rows` catches them.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
-
-@_quiet
+@quiet
 def quantize_q8_0(x: Float32) -> Blocks:
     """Quantize rows to Q8_0: 32 weights share one scale, 8.5 bits per weight.
 
@@ -46,15 +47,16 @@ def dequantize_q8_0(blocks: Blocks) -> Float32:
     return join_rows(_column(blocks["d"]) * blocks["qs"].astype(np.float32))
 
 
-@_quiet
-def quantize_q4_0(x: Float32) -> Blocks:
+@quiet
+def quantize_q4_0(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q4_0: codes 0 … 15 stand for -8 … 7 scales, 4.5 bits per weight.
 
-    x        (..., n) float32, n a multiple of 32, finite
-    returns  (..., n / 32) blocks: d float16, qs (16,) uint8
-    raises   QuantizeError where 32 does not divide n
+    x           (..., n) float32, n a multiple of 32, finite
+    importance  (n,) float32, how much each column counts; None: the largest weight decides
+    returns     (..., n / 32) blocks: d float16, qs (16,) uint8
+    raises      QuantizeError where 32 does not divide n, or the importance does not fit
     """
-    scale, codes = _symmetric(split_rows(x, BLOCK, "Q4_0"), n_max=8)
+    scale, codes = _symmetric(split_rows(x, BLOCK, "Q4_0"), importance, 8, "Q4_0")
     return pack("Q4_0", d=scale, qs=pack_nibbles(codes))
 
 
@@ -64,15 +66,16 @@ def dequantize_q4_0(blocks: Blocks) -> Float32:
     return join_rows((codes.astype(np.float32) - np.float32(8)) * _column(blocks["d"]))
 
 
-@_quiet
-def quantize_q5_0(x: Float32) -> Blocks:
+@quiet
+def quantize_q5_0(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q5_0: codes 0 … 31 stand for -16 … 15 scales, 5.5 bits per weight.
 
-    x        (..., n) float32, n a multiple of 32, finite
-    returns  (..., n / 32) blocks: d float16, qh uint32 (the fifth bits), qs (16,) uint8
-    raises   QuantizeError where 32 does not divide n
+    x           (..., n) float32, n a multiple of 32, finite
+    importance  (n,) float32, how much each column counts; None: the largest weight decides
+    returns     (..., n / 32) blocks: d float16, qh uint32 (the fifth bits), qs (16,) uint8
+    raises      QuantizeError where 32 does not divide n, or the importance does not fit
     """
-    scale, codes = _symmetric(split_rows(x, BLOCK, "Q5_0"), n_max=16)
+    scale, codes = _symmetric(split_rows(x, BLOCK, "Q5_0"), importance, 16, "Q5_0")
     return pack("Q5_0", d=scale, qh=_pack_fifth_bits(codes), qs=pack_nibbles(codes))
 
 
@@ -82,15 +85,16 @@ def dequantize_q5_0(blocks: Blocks) -> Float32:
     return join_rows((codes.astype(np.float32) - np.float32(16)) * _column(blocks["d"]))
 
 
-@_quiet
-def quantize_q4_1(x: Float32) -> Blocks:
+@quiet
+def quantize_q4_1(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q4_1: codes 0 … 15 go up from the block's minimum, 5 bits per weight.
 
-    x        (..., n) float32, n a multiple of 32, finite
-    returns  (..., n / 32) blocks: d, m float16, qs (16,) uint8
-    raises   QuantizeError where 32 does not divide n
+    x           (..., n) float32, n a multiple of 32, finite
+    importance  (n,) float32, how much each column counts; None: the largest weight decides
+    returns     (..., n / 32) blocks: d, m float16, qs (16,) uint8
+    raises      QuantizeError where 32 does not divide n, or the importance does not fit
     """
-    scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q4_1"), n_max=15)
+    scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q4_1"), importance, 15, "Q4_1")
     return pack("Q4_1", d=scale, m=minimum, qs=pack_nibbles(codes))
 
 
@@ -100,15 +104,16 @@ def dequantize_q4_1(blocks: Blocks) -> Float32:
     return join_rows(codes.astype(np.float32) * _column(blocks["d"]) + _column(blocks["m"]))
 
 
-@_quiet
-def quantize_q5_1(x: Float32) -> Blocks:
+@quiet
+def quantize_q5_1(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q5_1: codes 0 … 31 go up from the block's minimum, 6 bits per weight.
 
-    x        (..., n) float32, n a multiple of 32, finite
-    returns  (..., n / 32) blocks: d, m float16, qh uint32 (the fifth bits), qs (16,) uint8
-    raises   QuantizeError where 32 does not divide n
+    x           (..., n) float32, n a multiple of 32, finite
+    importance  (n,) float32, how much each column counts; None: the largest weight decides
+    returns     (..., n / 32) blocks: d, m float16, qh uint32 (the fifth bits), qs (16,) uint8
+    raises      QuantizeError where 32 does not divide n, or the importance does not fit
     """
-    scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q5_1"), n_max=31)
+    scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q5_1"), importance, 31, "Q5_1")
     return pack("Q5_1", d=scale, m=minimum, qh=_pack_fifth_bits(codes), qs=pack_nibbles(codes))
 
 
@@ -118,23 +123,49 @@ def dequantize_q5_1(blocks: Blocks) -> Float32:
     return join_rows(codes.astype(np.float32) * _column(blocks["d"]) + _column(blocks["m"]))
 
 
-def _symmetric(weights: Float32, n_max: int) -> tuple[Float32, UInt8]:
+def _symmetric(
+    weights: Float32, importance: ArrayLike | None, n_max: int, type_name: str
+) -> tuple[Float32, UInt8]:
     """Scale (..., n_blocks) and codes (..., n_blocks, 32) such that weight = scale * (code - n_max).
 
-    The largest weight gets code 0, which stands for -n_max: the side with one level more.
-    Where it is positive, the scale is negative.
+    Without importance, the largest weight gets code 0, which stands for -n_max: the side with one level
+    more. Where it is positive, the scale is negative.
     """
-    scale = signed_peak(weights, axis=-1) / np.float32(-n_max)
-    levels = weights * reciprocal(scale)[..., None] + np.float32(n_max + 0.5)
-    return scale, np.minimum(truncate(levels), 2 * n_max - 1).astype(np.uint8)
+    if importance is None:
+        scale = signed_peak(weights, axis=-1) / np.float32(-n_max)
+        levels = weights * reciprocal(scale)[..., None] + np.float32(n_max + 0.5)
+        return scale, np.minimum(truncate(levels), 2 * n_max - 1).astype(np.uint8)
+    found = symmetric_search(to_columns(weights), _counts(weights, importance, type_name), n_max)
+    codes = from_columns(found.codes, weights.shape) + np.float32(n_max)
+    return found.scale.reshape(weights.shape[:-1]), codes.astype(np.uint8)
 
 
-def _affine(weights: Float32, n_max: int) -> tuple[Float32, Float32, UInt8]:
-    """Scale, minimum (..., n_blocks) and codes (..., n_blocks, 32): weight = scale * code + minimum."""
-    lowest, highest = _at(weights, weights.argmin(axis=-1)), _at(weights, weights.argmax(axis=-1))
-    scale = (highest - lowest) / np.float32(n_max)
-    levels = (weights - lowest[..., None]) * reciprocal(scale)[..., None] + np.float32(0.5)
-    return scale, lowest, np.minimum(truncate(levels), n_max).astype(np.uint8)
+def _affine(
+    weights: Float32, importance: ArrayLike | None, n_max: int, type_name: str
+) -> tuple[Float32, Float32, UInt8]:
+    """Scale, minimum (..., n_blocks) and codes (..., n_blocks, 32): weight = scale * code + minimum.
+
+    Without importance, the smallest weight gets code 0, the largest n_max. With it, the minimum is not
+    above zero, as in the K-quants.
+    """
+    if importance is None:
+        lowest, highest = _at(weights, weights.argmin(axis=-1)), _at(weights, weights.argmax(axis=-1))
+        scale = (highest - lowest) / np.float32(n_max)
+        levels = (weights - lowest[..., None]) * reciprocal(scale)[..., None] + np.float32(0.5)
+        return scale, lowest, np.minimum(truncate(levels), n_max).astype(np.uint8)
+    counts = _counts(weights, importance, type_name)
+    found = affine_search(to_columns(weights), counts, n_max, FINE_TRIALS)
+    scale, minimum = (values.reshape(weights.shape[:-1]) for values in (found.scale, found.minimum))
+    return scale, minimum, from_columns(found.codes, weights.shape).astype(np.uint8)
+
+
+def _counts(weights: Float32, importance: ArrayLike, type_name: str) -> Float32:
+    """How much an error in each weight counts, one block a column: (..., n_blocks, 32) -> (32, count).
+
+    Unlike in the K-quants, the mean square is that of the whole row.
+    """
+    rows = join_rows(weights)[..., None, :]  # (..., 1, n)
+    return to_columns(error_weights(rows, importance, 1, type_name).reshape(weights.shape))
 
 
 def _at(weights: Float32, index: NDArray[np.intp]) -> Float32:

@@ -11,28 +11,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phicourse.quantize.blocks import Blocks, Float32, UInt8, join_rows, pack, split_rows
-from phicourse.quantize.rounding import nearest_int
-from phicourse.quantize.scale_search import Affine, Symmetric, signed_peak
-from phicourse.quantize.weighted_search import (
-    affine_search,
-    error_weights,
+from phicourse.quantize.blocks import (
+    Blocks,
+    Float32,
+    UInt8,
     from_columns,
-    positive_search,
-    split_importance,
-    sum_last,
+    join_rows,
+    pack,
+    split_rows,
+    to_columns,
+)
+from phicourse.quantize.error_weights import error_weights
+from phicourse.quantize.k_quants import scales_and_minima, searched_codes
+from phicourse.quantize.rounding import nearest_int, quiet, sum_last
+from phicourse.quantize.scale_search import (
+    FINE_TRIALS,
+    Symmetric,
+    Trials,
+    affine_search,
+    signed_peak,
     symmetric_descent,
     symmetric_search,
-    to_columns,
 )
 
 SUPER_BLOCK, SUB_BLOCKS, SIZE = 256, 16, 16
 
-# Searches divide by ranges that may be zero; what comes of it is never chosen.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
-
-@_quiet
+@quiet
 def quantize_q2_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q2_K: 2-bit codes; 4-bit scale and minimum for each 16; 2.625 bits per weight.
 
@@ -45,17 +50,16 @@ def quantize_q2_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     weights = _sub_blocks(blocks)  # (..., n_blocks, 16, 16)
     columns = to_columns(weights)  # (16, count)
     if importance is None:
-        found = affine_search(columns, np.abs(columns), 3, -0.5, 0.1, 15, absolute=True)  # step 1
-        scales, minima = _scales_and_minima(found, weights.shape[:-1])
+        found = affine_search(columns, np.abs(columns), 3, Trials(-0.5, 0.1, 15), absolute=True)  # step 1
+        scales, minima = scales_and_minima(found, weights.shape[:-1])
         d, scale_codes = _four_bit_codes(scales)  # step 2
         dmin, minimum_codes = _four_bit_codes(minima)
     else:
-        counts = error_weights(blocks, split_importance(importance, x.shape[-1], SUPER_BLOCK, "Q2_K"), 1)
-        counts = _sub_blocks(counts)  # (..., n_blocks, 16, 16)
-        found = affine_search(columns, to_columns(counts), 3, -0.9, 0.05, 36)
-        scales, minima = _scales_and_minima(found, weights.shape[:-1])
-        d, scale_codes = _searched_codes(scales, sum_last(counts))
-        dmin, minimum_codes = _searched_codes(minima, sum_last(counts))
+        counts = _sub_blocks(error_weights(blocks, importance, 1, "Q2_K"))  # (..., n_blocks, 16, 16)
+        found = affine_search(columns, to_columns(counts), 3, FINE_TRIALS)
+        scales, minima = scales_and_minima(found, weights.shape[:-1])
+        d, scale_codes = searched_codes(scales, sum_last(counts), 15)
+        dmin, minimum_codes = searched_codes(minima, sum_last(counts), 15)
     packed = scale_codes | minimum_codes << 4  # (..., n_blocks, 16)
 
     step = (d.astype(np.float32)[..., None] * (packed & 15))[..., None]  # step 3
@@ -66,7 +70,7 @@ def quantize_q2_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return pack("Q2_K", scales=packed, qs=pack_two_bits(_flat(codes)), d=d, dmin=dmin)  # step 4
 
 
-@_quiet
+@quiet
 def quantize_q3_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to Q3_K: 3-bit codes around zero, a 6-bit scale for each 16; 3.4375 bits per weight.
 
@@ -79,11 +83,10 @@ def quantize_q3_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     weights = _sub_blocks(blocks)  # (..., n_blocks, 16, 16)
     columns = to_columns(weights)  # (16, count)
     if importance is None:
-        found = symmetric_descent(columns, 4)  # step 1
+        found = symmetric_descent(columns, columns * columns, 4)  # step 1
         d, scale_codes = _six_bit_codes(found.scale.reshape(weights.shape[:-1]))  # step 2
     else:
-        counts = error_weights(blocks, split_importance(importance, x.shape[-1], SUPER_BLOCK, "Q3_K"), 2)
-        counts = _sub_blocks(counts)  # (..., n_blocks, 16, 16)
+        counts = _sub_blocks(error_weights(blocks, importance, 2, "Q3_K"))  # (..., n_blocks, 16, 16)
         found = symmetric_search(columns, to_columns(counts), 4)
         scales = found.scale.reshape(weights.shape[:-1])  # (..., n_blocks, 16)
         of_scales = symmetric_search(to_columns(scales), to_columns(sum_last(counts)), 32)
@@ -117,11 +120,6 @@ def dequantize_q3_k(blocks: Blocks) -> Float32:
 # ---- step 2: the scales ----------------------------------------------------------------------------------
 
 
-def _scales_and_minima(found: Affine, shape: tuple[int, ...]) -> tuple[Float32, Float32]:
-    """Scales, and minima as positive numbers to be subtracted: two arrays (..., n_blocks, 16)."""
-    return found.scale.reshape(shape), -found.minimum.reshape(shape)
-
-
 def _four_bit_codes(values: Float32) -> tuple[Blocks, UInt8]:
     """Round the 16 scales (or minima) of a super-block to 4 bits: the largest gets code 15.
 
@@ -135,24 +133,13 @@ def _four_bit_codes(values: Float32) -> tuple[Blocks, UInt8]:
     return (largest / np.float32(15)).astype(np.float16), codes
 
 
-def _searched_codes(values: Float32, counts: Float32) -> tuple[Blocks, UInt8]:
-    """Search for the 4-bit codes of scales (or minima) as for weights; each counts as its sub-block does.
-
-    values, counts  (..., n_blocks, 16) float32
-    returns         their common float16 scale (..., n_blocks), codes (..., n_blocks, 16) uint8
-    """
-    found = positive_search(to_columns(values), to_columns(counts), 15)
-    codes = from_columns(found.codes, values.shape).astype(np.uint8)
-    return found.scale.reshape(values.shape[:-1]).astype(np.float16), codes
-
-
 def _six_bit_codes(scales: Float32) -> tuple[Blocks, NDArray[np.int8]]:
     """Round the 16 scales of a super-block to -32 … 31: the largest in magnitude gets -32.
 
     scales   (..., n_blocks, 16) float32
     returns  their common float16 scale (..., n_blocks), codes (..., n_blocks, 16) int8
     """
-    peak = signed_peak(np.where(np.isnan(scales), np.float32(0), scales), axis=-1)
+    peak = signed_peak(scales, axis=-1)
     inverse = np.float32(-32) / peak
     rounded = nearest_int(inverse[..., None] * scales).astype(np.int8)  # wraps around first, as in ggml
     codes = np.where(peak[..., None] != 0, np.clip(rounded, -32, 31), np.int8(-32))

@@ -1,33 +1,48 @@
 """Which tensor gets which type: what `Q4_K_M` means.
 
-A mix is a default type and a few exceptions for the tensors that suffer most: the output matrix, the values
-of attention, the way down out of the feed-forward part, and of those the first and the last layers.
-Nobody derived these rules; they were found by trying. They follow llama.cpp's (tree of ggml 0.25.3), so that
-the files are the same to the byte; older releases treated the fused `attn_qkv` of Phi-3 differently.
+A mix is a default type and the exceptions of `rules.RULES` for the tensors that suffer most: the output matrix,
+the values of attention, the way down out of the feed-forward part, and of those the first and the last layers.
+What the caller wishes comes before the rules, and where blocks do not divide a row, another type steps in.
 """
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from phicourse.errors import QuantizeError
 from phicourse.gguf.reader import TensorInfo
 from phicourse.gguf.types import TENSOR_TYPES, TensorType
 from phicourse.quantize.registry import supported_type
+from phicourse.quantize.rules import (
+    BELOW_3_BITS,
+    FALLBACKS,
+    OUTPUT_TYPE,
+    Place,
+    Role,
+    cases,
+    role,
+)
+
+_SMALL_BLOCK = 32  # where this does not divide a row, F16 steps in
 
 
 @dataclass(frozen=True)
 class Mix:
     """A named choice of types.
 
-    file_type  the number that stands for it in `general.file_type`
-    default    the type of every matrix without a rule of its own
+    file_type         the number that stands for it in `general.file_type`
+    default           the type of every matrix without a rule of its own
+    bits              bits per weight of a Phi-3.5-mini in this mix
+    needs_importance  whether that model cannot have it without an importance matrix
     """
 
     name: str
     file_type: int
     default: str
+    bits: float
+    needs_importance: bool = False
 
     @property
     def is_quantized(self) -> bool:
@@ -38,113 +53,57 @@ class Mix:
 MIXES: dict[str, Mix] = {
     mix.name: mix
     for mix in (
-        Mix("F32", 0, "F32"),
-        Mix("F16", 1, "F16"),
-        Mix("BF16", 32, "BF16"),
-        Mix("Q4_0", 2, "Q4_0"),
-        Mix("Q4_1", 3, "Q4_1"),
-        Mix("Q5_0", 8, "Q5_0"),
-        Mix("Q5_1", 9, "Q5_1"),
-        Mix("Q8_0", 7, "Q8_0"),
-        Mix("Q4_K_S", 14, "Q4_K"),
-        Mix("Q4_K_M", 15, "Q4_K"),
-        Mix("Q5_K_S", 16, "Q5_K"),
-        Mix("Q5_K_M", 17, "Q5_K"),
-        Mix("Q6_K", 18, "Q6_K"),
+        Mix("F32", 0, "F32", 32.0),
+        Mix("F16", 1, "F16", 16.0),
+        Mix("BF16", 32, "BF16", 16.0),
+        Mix("Q8_0", 7, "Q8_0", 8.5),
+        Mix("MXFP4_MOE", 38, "MXFP4", 8.5),
+        Mix("Q6_K", 18, "Q6_K", 6.56),
+        Mix("Q5_1", 9, "Q5_1", 6.02),
+        Mix("Q5_K_M", 17, "Q5_K", 5.77),
+        Mix("Q5_0", 8, "Q5_0", 5.53),
+        Mix("Q5_K_S", 16, "Q5_K", 5.53),
+        Mix("Q4_1", 3, "Q4_1", 5.04),
+        Mix("Q4_K_M", 15, "Q4_K", 5.02),
+        Mix("Q4_K_S", 14, "Q4_K", 4.61),
+        Mix("Q3_K_L", 13, "Q3_K", 4.61),
+        Mix("IQ4_NL", 25, "IQ4_NL", 4.58),
+        Mix("Q4_0", 2, "Q4_0", 4.55),
+        Mix("IQ4_XS", 30, "IQ4_XS", 4.34),
+        Mix("Q3_K_M", 12, "Q3_K", 4.11),
+        Mix("IQ3_M", 27, "IQ3_S", 3.88),
+        Mix("Q3_K_S", 11, "Q3_K", 3.52),
+        Mix("IQ3_S", 26, "IQ3_S", 3.52),
+        Mix("IQ3_XS", 22, "IQ3_S", 3.4, needs_importance=True),
+        Mix("IQ3_XXS", 23, "IQ3_XXS", 3.17, needs_importance=True),
+        Mix("Q2_K", 10, "Q2_K", 3.16),
+        Mix("IQ2_M", 29, "IQ2_S", 2.96, needs_importance=True),
+        Mix("IQ2_S", 28, "IQ2_XS", 2.81, needs_importance=True),
+        Mix("Q2_K_S", 21, "Q2_K", 2.78, needs_importance=True),
+        Mix("IQ2_XS", 20, "IQ2_XS", 2.49, needs_importance=True),
+        Mix("Q2_0", 41, "Q2_0", 2.42),
+        Mix("IQ2_XXS", 19, "IQ2_XXS", 2.32, needs_importance=True),
+        Mix("TQ2_0", 37, "TQ2_0", 2.24),
+        Mix("IQ1_M", 31, "IQ1_M", 2.13, needs_importance=True),
+        Mix("IQ1_S", 24, "IQ1_S", 2.01, needs_importance=True),
+        Mix("TQ1_0", 36, "TQ1_0", 1.89),
+        Mix("Q1_0", 40, "Q1_0", 1.27),
     )
 }
-ALIASES = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+# Every tensor and the file type stay as they are; only the order of the tensors changes.
+COPY = Mix("COPY", 0, "F32", 0)
 
 
 def find_mix(name: str) -> Mix:
     """Look a mix up by name or alias, in any case; QuantizeError lists the names."""
     upper = name.upper()
+    if upper == COPY.name:
+        return COPY
     mix = MIXES.get(ALIASES.get(upper, upper))
     if mix is None:
-        raise QuantizeError(f"unknown mix {name!r}; known are {', '.join((*MIXES, *ALIASES))}")
+        raise QuantizeError(f"unknown mix {name!r}; known are {', '.join((*MIXES, *ALIASES, COPY.name))}")
     return mix
-
-
-# ---- what a tensor is for -------------------------------------------------------------------------------
-
-
-class Role(Enum):
-    """What a tensor does in the model, as far as the rules care."""
-
-    TOKEN_EMBEDDING = auto()
-    OUTPUT = auto()
-    ATTENTION_VALUE = auto()
-    ATTENTION_KEY = auto()
-    ATTENTION_OUTPUT = auto()
-    FFN_DOWN = auto()
-    OTHER = auto()
-
-
-# The first part that is in the name decides. Phi-3's fused query-key-value matrix counts as a value matrix.
-_ROLE_OF_PART = {
-    "attn_qkv.weight": Role.ATTENTION_VALUE,
-    "attn_kv_b.weight": Role.ATTENTION_VALUE,
-    "attn_v.weight": Role.ATTENTION_VALUE,
-    "attn_k.weight": Role.ATTENTION_KEY,
-    "attn_output.weight": Role.ATTENTION_OUTPUT,
-    "ffn_down": Role.FFN_DOWN,
-}
-
-
-def role(name: str) -> Role:
-    """Tell from its name what a tensor does."""
-    if name == "output.weight":
-        return Role.OUTPUT
-    if name == "token_embd.weight":
-        return Role.TOKEN_EMBEDDING
-    return next((role for part, role in _ROLE_OF_PART.items() if part in name), Role.OTHER)
-
-
-# ---- the exceptions -------------------------------------------------------------------------------------
-
-
-def first_four(layer: int, n_layers: int) -> bool:
-    """Return whether a layer is one of the first four."""
-    return layer < 4
-
-
-def first_eighth(layer: int, n_layers: int) -> bool:
-    """Return whether a layer is in the first eighth of the model."""
-    return layer < n_layers // 8
-
-
-def ends_and_every_third(layer: int, n_layers: int) -> bool:
-    """Return whether a layer is in the first or the last eighth, or a third one in between."""
-    eighth = n_layers // 8
-    return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
-
-
-@dataclass(frozen=True)
-class Better:
-    """Another type in some layers."""
-
-    type: str
-    layers: Callable[[int, int], bool]
-
-
-EXCEPTIONS: dict[str, dict[Role, Better]] = {
-    "Q4_K_S": {Role.ATTENTION_VALUE: Better("Q5_K", first_four), Role.FFN_DOWN: Better("Q5_K", first_eighth)},
-    "Q4_K_M": {
-        Role.ATTENTION_VALUE: Better("Q6_K", ends_and_every_third),
-        Role.FFN_DOWN: Better("Q6_K", ends_and_every_third),
-    },
-    "Q5_K_M": {
-        Role.ATTENTION_VALUE: Better("Q6_K", ends_and_every_third),
-        Role.FFN_DOWN: Better("Q6_K", ends_and_every_third),
-    },
-}
-
-# Models with exactly eight experts: attention is small beside them, so more bits there cost little.
-EIGHT_EXPERTS: dict[Role, str] = {Role.ATTENTION_VALUE: "Q8_0", Role.ATTENTION_KEY: "Q8_0"}
-EIGHT_EXPERTS_4_BITS: dict[Role, str] = {**EIGHT_EXPERTS, Role.ATTENTION_OUTPUT: "Q5_K"}  # Q4_K_S and Q4_K_M
-
-# Blocks of 256 do not divide every row. Then a type with blocks of 32 steps in, of no fewer bits; then F16.
-FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 # ---- the choice ----------------------------------------------------------------------------------------
@@ -198,26 +157,42 @@ def _parse_tensor_type(text: str) -> tuple[re.Pattern[str], str]:
         raise QuantizeError(f"{text!r}: {pattern!r} is no regular expression ({error})") from None
 
 
+def read_tensor_types(path: Path) -> list[str]:
+    """The REGEX=TYPE entries of a text file, with spaces or newlines between them; QuantizeError, OSError."""
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError:
+        raise QuantizeError(f"{path}: a list of REGEX=TYPE was expected, and this is no UTF-8 text") from None
+
+
 def choose_types(
     tensors: Iterable[TensorInfo],
     mix: Mix,
     *,
     n_layers: int,
+    n_gqa: int = 1,
     n_experts: int = 0,
+    has_importance: bool = False,
     overrides: Overrides = Overrides(),
 ) -> dict[str, TensorType]:
     """Choose the type of every tensor.
 
-    tensors              of the whole model, in any order
-    n_layers, n_experts  of the model; 0 experts where it has none
-    returns              name -> type, in the order in which llama.cpp writes the tensors: those outside the layers
-                         first, then layer by layer, by name in each
-    raises               QuantizeError where a type that was asked for does not divide a tensor's rows
+    tensors         of the whole model, in any order
+    n_layers        of the model; n_gqa: query heads for each head of keys and values; n_experts: 0 where it has none
+    has_importance  whether an importance matrix will be used; some mixes choose otherwise then
+    returns         name -> type, in the order in which llama.cpp writes the tensors: those outside the layers
+                    first, then layer by layer, by name in each
+    raises          QuantizeError where no type can be found whose blocks divide a tensor's rows
     """
     ordered = sorted(tensors, key=lambda tensor: file_order(tensor.name))
     roles = [role(tensor.name) for tensor in ordered]
-    n_values, tied = roles.count(Role.ATTENTION_VALUE), Role.OUTPUT not in roles
-    chooser = _Chooser(mix, n_layers, n_experts, overrides, n_values, tied)
+    chooser = _Chooser(
+        mix,
+        overrides,
+        Place(0, n_layers, n_gqa, n_experts, is_stack=False, has_importance=has_importance),
+        n_values=roles.count(Role.ATTENTION_VALUE),
+        tied=Role.OUTPUT not in roles,
+    )
     return {tensor.name: chooser.choose(tensor) for tensor in ordered}
 
 
@@ -247,16 +222,15 @@ class _Chooser:
     """Goes through the tensors in file order and counts the layers that it has seen of each role."""
 
     mix: Mix
-    n_layers: int
-    n_experts: int
     overrides: Overrides
+    model: Place  # what all places of the model have in common
     n_values: int  # attention value matrices in the model
     tied: bool  # the token embedding is the output matrix, too
-    seen: dict[Role, int] = field(default_factory=dict)
+    seen: Counter[Role] = field(default_factory=Counter)
 
     def choose(self, tensor: TensorInfo) -> TensorType:
         left_out = self.overrides.leave_output_tensor and tensor.name == "output.weight"
-        if left_out or not can_be_quantized(tensor):
+        if self.mix is COPY or left_out or not can_be_quantized(tensor):
             return tensor.type
         if (asked := self._asked_by_role(tensor)) is not None:
             return _must_divide(tensor, asked)
@@ -284,40 +258,56 @@ class _Chooser:
             return self.mix.default
         if of is Role.OUTPUT or (of is Role.TOKEN_EMBEDDING and self.tied):
             return self._output_type(tensor)
-        layer, n_layers = self._layer(tensor, of)
-        if self.n_experts == 8:
-            bigger = EIGHT_EXPERTS_4_BITS if self.mix.name in ("Q4_K_S", "Q4_K_M") else EIGHT_EXPERTS
-            if of in bigger:
-                return bigger[of]
-        better = EXCEPTIONS.get(self.mix.name, {}).get(of)
-        return better.type if better is not None and better.layers(layer, n_layers) else self.mix.default
+        return self._by_case(of, self._place(tensor, of), self.mix.default)
+
+    def _by_case(self, of: Role, place: Place, otherwise: str) -> str:
+        """Return the type of the first case whose conditions all hold."""
+        return next(
+            (
+                type
+                for type, *conditions in cases(self.mix.name, of)
+                if all(holds(place) for holds in conditions)
+            ),
+            otherwise,
+        )
 
     def _output_type(self, tensor: TensorInfo) -> str:
-        """Return the type of the matrix that makes the logits: every error in it is an error of a logit."""
+        """Return the type of the matrix that makes the logits."""
         if self.overrides.output_tensor_type is not None:  # asked for, but the token embedding does its work
             return self.overrides.output_tensor_type
-        divides = tensor.shape[-1] % TENSOR_TYPES[self.mix.default].block == 0
-        return "Q6_K" if divides and self.mix.default != "Q8_0" else "Q8_0"
+        if tensor.shape[-1] % TENSOR_TYPES[self.mix.default].block:
+            return "Q8_0"
+        return self._by_case(Role.OUTPUT, self.model, OUTPUT_TYPE)
 
-    def _layer(self, tensor: TensorInfo, of: Role) -> tuple[int, int]:
-        """Return the layer of a tensor, and of how many.
+    def _place(self, tensor: TensorInfo, of: Role) -> Place:
+        """Return where a tensor is: in which layer, and of how many.
 
-        As in llama.cpp this is how many of its role came before, not the number in its name: a tensor that
-        took its type from a regular expression is not counted. Models of experts use the name after all.
+        As in llama.cpp the layer is how many of its role came before, not the number in its name: a tensor that
+        took its type from a regular expression is not counted. Models of experts use the name after all, but
+        for the values of attention, and not in the mixes below 3 bits.
         """
-        layer = self.seen.get(of, 0)
-        self.seen[of] = layer + 1
+        layer, n_layers = self.seen[of], self.model.n_layers
+        self.seen[of] += 1
         if of is Role.ATTENTION_VALUE:
-            return layer, self.n_values
-        return (file_order(tensor.name)[0] if self.n_experts > 1 else layer), self.n_layers
+            n_layers = self.n_values
+        elif self.model.n_experts > 1 and self.mix.name not in BELOW_3_BITS:
+            layer = file_order(tensor.name)[0]
+        is_stack = len(tensor.shape) > 2 and tensor.shape[-3] > 1
+        return replace(self.model, layer=layer, n_layers=n_layers, is_stack=is_stack)
 
 
 def fallback(tensor: TensorInfo, type_name: str) -> TensorType:
-    """Return the type, or the one that steps in where its blocks do not divide the tensor's rows."""
-    for name in (type_name, FALLBACKS.get(type_name, type_name)):
-        if tensor.shape[-1] % TENSOR_TYPES[name].block == 0:
-            return TENSOR_TYPES[name]
-    return TENSOR_TYPES["F16"]
+    """Return the type, or the one that steps in where its blocks do not divide the tensor's rows.
+
+    QuantizeError for types of which nobody says what should step in (those with blocks of 64 or 128).
+    """
+    columns, wanted = tensor.shape[-1], TENSOR_TYPES[type_name]
+    if columns % wanted.block == 0:
+        return wanted
+    if type_name not in FALLBACKS and wanted.block > _SMALL_BLOCK:
+        return _must_divide(tensor, type_name)
+    smaller = TENSOR_TYPES[FALLBACKS.get(type_name, type_name)]
+    return TENSOR_TYPES["F16"] if columns % smaller.block else smaller
 
 
 def _must_divide(tensor: TensorInfo, type_name: str) -> TensorType:

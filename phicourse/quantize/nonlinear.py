@@ -17,22 +17,20 @@ from phicourse.quantize.blocks import (
     pack,
     pack_nibbles,
     split_rows,
+    to_columns,
     unpack_nibbles,
 )
-from phicourse.quantize.rounding import nearest_int, reciprocal
-from phicourse.quantize.scale_search import ZERO, signed_peak, sum_in_order
-from phicourse.quantize.weighted_search import error_weights, split_importance, to_columns
+from phicourse.quantize.error_weights import error_weights
+from phicourse.quantize.rounding import nearest_int, quiet, reciprocal, sum_in_order
+from phicourse.quantize.scale_search import ZERO, signed_peak
 
 # The levels of the format, chosen once by its author; not symmetric, and without a zero.
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 BLOCK, SUPER_BLOCK = 32, 256
 
-# Searches divide by ranges that may be zero; what comes of it is never chosen.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
-
-@_quiet
+@quiet
 def quantize_iq4_nl(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ4_NL: 32 weights share one scale, 4.5 bits per weight.
 
@@ -47,7 +45,7 @@ def quantize_iq4_nl(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     return pack("IQ4_NL", d=scale, qs=pack_nibbles(codes))  # only here the scale becomes a float16
 
 
-@_quiet
+@quiet
 def quantize_iq4_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     """Quantize rows to IQ4_XS: as IQ4_NL, with 6-bit scales in a super-block; 4.25 bits per weight.
 
@@ -59,7 +57,7 @@ def quantize_iq4_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     blocks = split_rows(x, SUPER_BLOCK, "IQ4_XS")  # (..., n_blocks, 256)
     weights = _sub_blocks(blocks)  # (..., n_blocks, 8, 32)
     scales = _search(weights, _sub_blocks(_error_weights(blocks, importance, "IQ4_XS")))  # (..., n_blocks, 8)
-    d = -signed_peak(np.where(np.isnan(scales), np.float32(0), scales), axis=-1) / np.float32(32)
+    d = -signed_peak(scales, axis=-1) / np.float32(32)
     scale_codes = np.clip(nearest_int(reciprocal(d)[..., None] * scales), -32, 31)
     step = d[..., None] * scale_codes.astype(np.float32)  # with d as it was before float16
     codes = nearest_level(weights * reciprocal(step)[..., None])
@@ -90,10 +88,7 @@ def nearest_level(levels: Float32) -> UInt8:
 
 def _error_weights(blocks: Float32, importance: ArrayLike | None, type_name: str) -> Float32:
     """How much an error in each weight counts: x² where no importance is known; (..., n_blocks, size)."""
-    if importance is None:
-        return blocks * blocks
-    n = blocks.shape[-2] * blocks.shape[-1]
-    return error_weights(blocks, split_importance(importance, n, blocks.shape[-1], type_name), 2)
+    return blocks * blocks if importance is None else error_weights(blocks, importance, 2, type_name)
 
 
 def _search(weights: Float32, counts: Float32) -> Float32:

@@ -8,13 +8,10 @@ Source: ggml `quantize_row_q1_0_ref`, `quantize_row_q2_0_ref`; bytes equal to gg
 import numpy as np
 
 from phicourse.quantize.blocks import Blocks, Float32, join_rows, pack, split_rows
-from phicourse.quantize.rounding import reciprocal, round_half_away
-from phicourse.quantize.weighted_search import sum_last
-
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+from phicourse.quantize.rounding import quiet, reciprocal, round_half_away, sum_last
 
 
-@_quiet
+@quiet
 def quantize_q1_0(x: Float32) -> Blocks:
     """Quantize rows to Q1_0: the sign of each weight, and their mean magnitude; 1.125 bits per weight.
 
@@ -29,7 +26,7 @@ def quantize_q1_0(x: Float32) -> Blocks:
     return pack("Q1_0", d=mean, qs=np.packbits(weights >= 0, axis=-1, bitorder="little"))
 
 
-@_quiet
+@quiet
 def quantize_q2_0(x: Float32) -> Blocks:
     """Quantize rows to Q2_0: -1, 0 or 1 times the largest magnitude of 64 weights; 2.25 bits per weight.
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from types import ModuleType
 from typing import Any, Literal
 
@@ -32,9 +33,17 @@ from phicourse.quantize import (
     ternary,
 )
 from phicourse.quantize.blocks import Blocks, Float32, UInt8
-from phicourse.quantize.checks import Where, as_bytes, check_blocks, check_finite, check_rows
+from phicourse.quantize.checks import (
+    Where,
+    as_bytes,
+    check_blocks,
+    check_finite,
+    check_importance,
+    check_rows,
+)
 
-Quantizer = Callable[[Float32], Blocks]
+# (rows, n) float32 -> blocks; takes the importance of the columns, too, if it has a parameter of that name
+Quantizer = Callable[..., Blocks]
 Dequantizer = Callable[[Blocks], Float32]
 Backend = Literal["auto", "native", "numpy"]
 
@@ -114,7 +123,8 @@ def use(**quantizers: Quantizer) -> Iterator[None]:
     ...     phicourse.quantize("model-f16.gguf", "mine.gguf", "Q4_K_M")
 
     quantizers  type name (lower case, as `q4_k`) = function from (rows, n) float32 to blocks: the structured
-                array (rows, n_blocks) of the type, or its bytes, (rows, bytes of a row) uint8
+                array (rows, n_blocks) of the type, or its bytes, (rows, bytes of a row) uint8. A second parameter
+                `importance=None` gets how much each column counts, (n,) float32, where that is known
     Raises QuantizeError for an unknown type. Other threads keep their quantizers; blocks can be nested.
     """
     for name, function in quantizers.items():
@@ -136,20 +146,31 @@ def supported_type(name: str) -> TensorType:
 
 
 def quantize_rows(
-    x: Float32, type_name: str, *, backend: Backend = "auto", threads: int | None = None, name: str = "input"
+    x: Float32,
+    type_name: str,
+    *,
+    importance: NDArray[Any] | None = None,
+    backend: Backend = "auto",
+    threads: int | None = None,
+    name: str = "input",
 ) -> UInt8:
     """Quantize rows of weights.
 
-    x          (rows, n) float32, finite; n a multiple of the type's block size
-    type_name  a type of QUANTIZERS, in any case
-    backend    "native" the compiled module, "numpy" the functions to read; "auto" takes what `use` put in place,
-               else native where it was built, else NumPy. The bytes are the same.
-    threads    for native; None: one for each processor
-    name       the tensor, for error messages
-    returns    (rows, bytes of a row) uint8
-    raises     QuantizeError: unknown type, row length, a weight (with row and column) or a scale not finite
+    x           (rows, n) float32, finite; n a multiple of the type's block size
+    type_name   a type of QUANTIZERS, in any case
+    importance  (n,) how much an error in each column counts; types that cannot weigh errors take no notice
+    backend     "native" the compiled module, "numpy" the functions to read; "auto" takes what `use` put in place,
+                else native where it was built, else NumPy. The bytes are the same.
+    threads     for native; None: one for each processor
+    name        the tensor, for error messages
+    returns     (rows, bytes of a row) uint8
+    raises      QuantizeError: unknown type, row length, a weight (with row and column) or a scale not finite,
+                importance that does not fit, or none where the type needs it
     """
-    return quantize_data(x, TENSOR_TYPES["F32"], type_name, backend=backend, threads=threads, name=name)
+    source = TENSOR_TYPES["F32"]
+    return quantize_data(
+        x, source, type_name, importance=importance, backend=backend, threads=threads, name=name
+    )
 
 
 def quantize_data(
@@ -157,6 +178,7 @@ def quantize_data(
     source: TensorType,
     type_name: str,
     *,
+    importance: NDArray[Any] | None = None,
     backend: Backend = "auto",
     threads: int | None = None,
     name: str = "input",
@@ -173,14 +195,27 @@ def quantize_data(
     if source.name not in DEQUANTIZERS:
         raise QuantizeError(f"{name}: cannot read {source.name}; known types are {', '.join(DEQUANTIZERS)}")
     rows = check_rows(data, source, type, where)
-    function = _replaced.get({}).get(type.name) if backend == "auto" else None
-    native = _native_for(type.name, backend) if function is None else None
+    if importance is not None:
+        importance = check_importance(importance, rows.shape[1] * source.block, where)
+    learners = _replaced.get({}).get(type.name) if backend == "auto" else None
+    function = learners or QUANTIZERS[type.name]
+    native = None if learners else _native_for(type.name, backend)
     if native is not None:
-        packed = _quantize_native(native, rows, source, type, _threads(threads), where)
+        packed = _quantize_native(native, rows, source, type, importance, _threads(threads), where)
     else:
-        packed = _quantize_chunks(rows, source, type, function or QUANTIZERS[type.name], where)
+        weighted = importance is not None and takes_importance(function)
+        weigh = partial(function, importance=importance) if weighted else function
+        packed = _quantize_chunks(rows, source, type, weigh, where)
     check_blocks(packed.view(type.dtype), type, where)
     return packed
+
+
+def takes_importance(function: Quantizer) -> bool:
+    """Whether a quantizer has a parameter for the importance of the columns."""
+    try:
+        return "importance" in signature(function).parameters
+    except ValueError:  # some compiled functions do not tell
+        return False
 
 
 def dequantize_rows(
@@ -258,7 +293,13 @@ def _threads(threads: int | None) -> int:
 
 
 def _quantize_native(
-    native: ModuleType, rows: NDArray[Any], source: TensorType, type: TensorType, threads: int, where: Where
+    native: ModuleType,
+    rows: NDArray[Any],
+    source: TensorType,
+    type: TensorType,
+    importance: Float32 | None,
+    threads: int,
+    where: Where,
 ) -> UInt8:
     """Let the compiled module quantize; it widens F16 and BF16 on the way, other types are widened here."""
     functions = {"F32": native.quantize, "F16": native.quantize_f16, "BF16": native.quantize_bf16}
@@ -267,10 +308,10 @@ def _quantize_native(
     bits = rows if source.name == "F32" else rows.view(np.uint16)
     out = np.empty((len(rows), type.row_bytes(rows.shape[1])), np.uint8)
     try:
-        functions[source.name](type.name, bits, out, threads)
-    except ValueError:
+        functions[source.name](type.name, bits, out, threads, importance=importance)
+    except ValueError as error:
         check_finite(_widen(rows, source), where)
-        raise
+        raise QuantizeError(f"{where.name}: {error}") from error
     return out
 
 

@@ -1,4 +1,4 @@
-"""From real numbers to codes: the three ways of rounding that ggml uses, bit for bit.
+"""Arithmetic that ends in the same bits as ggml's: three ways of rounding, and sums that run in order.
 
 C leaves open what happens to infinity or NaN here, and denormal weights do get there (1 / d overflows).
 These functions do what ggml's x86-64 build does.
@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from phicourse.quantize.blocks import Float32
 
 Int32 = NDArray[np.int32]
+
+# Searches divide by ranges and sums that may be zero, and weights of 1e19 have no square: what comes of it
+# is never chosen, or ends as a scale that is not finite, which `quantize_rows` refuses. No warnings, then.
+quiet = np.errstate(all="ignore")
 
 
 def nearest_int(v: Float32) -> Int32:
@@ -37,3 +41,16 @@ def truncate(v: Float32) -> Int32:
 def reciprocal(d: Float32) -> Float32:
     """1 / d, and 0 where d is 0; any shape."""
     return np.where(d != 0, np.float32(1) / d, np.float32(0))
+
+
+def sum_in_order(terms: Float32) -> Float32:
+    """Add up the rows of (size, count), first to last: np.sum could pair them up, and round differently."""
+    total = np.zeros(terms.shape[1:], np.float32)
+    for term in terms:
+        total += term
+    return total
+
+
+def sum_last(values: Float32) -> Float32:
+    """Sum over the last axis, first to last: (..., size) -> (...)."""
+    return sum_in_order(np.moveaxis(values, -1, 0))

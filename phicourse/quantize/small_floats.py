@@ -19,15 +19,13 @@ from phicourse.quantize.blocks import (
     split_rows,
     unpack_nibbles,
 )
-from phicourse.quantize.rounding import truncate
+from phicourse.quantize.rounding import quiet, truncate
 
 # Twice the E2M1 numbers: whole, with the half in the scale. Code 8 would be -0; it is 0 here.
 LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
 
-
-@_quiet
+@quiet
 def quantize_mxfp4(x: Float32) -> Blocks:
     """Quantize rows to MXFP4: 32 weights share a power of two, 4.25 bits per weight.
 
@@ -45,7 +43,7 @@ def quantize_mxfp4(x: Float32) -> Blocks:
     return pack("MXFP4", e=exponent, qs=pack_nibbles(codes))
 
 
-@_quiet
+@quiet
 def quantize_nvfp4(x: Float32) -> Blocks:
     """Quantize rows to NVFP4: 16 weights share an 8-bit float, four times in a block; 4.5 bits per weight.
 

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint
 from phicourse.convert.streaming import plan_conversion
+from phicourse.errors import QuantizeError
 from phicourse.gguf import GGUFFile, TensorInfo, Value
 
 # Weights in a chunk: 8 MiB of float16, enough to keep many threads busy, little enough for any machine.
 _CHUNK = 1 << 22
-# mix -> outtype of a checkpoint on its way; all others take the way over float16, as llama.cpp's tools do.
-_OUTTYPES = {"F32": "f32", "BF16": "bf16"}
 
 Chunks = Iterator[tuple[int, NDArray[Any]]]  # number of the first row, (rows, n_blocks) blocks
 
@@ -43,11 +42,19 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, mix_name: str) -> Iterator[Source]:
-    """Open a GGUF file or a checkpoint folder that is to become a file of the mix."""
+def open_source(path: Path, via: str | None = None) -> Iterator[Source]:
+    """Open a GGUF file or a checkpoint folder.
+
+    via  "f16": a checkpoint's matrices are rounded to float16 on the way, as by llama.cpp's two tools;
+         None: they are taken as they are
+    """
+    if via not in (None, "f16"):
+        raise QuantizeError(f"a checkpoint cannot be quantized via {via!r:.40}, only via 'f16'")
     if path.is_dir():
-        yield _from_checkpoint(Checkpoint.open(path), _OUTTYPES.get(mix_name, "f16"))
+        yield _from_checkpoint(Checkpoint.open(path), via)
         return
+    if via is not None:
+        raise QuantizeError(f"{path}: is a file already: only a checkpoint folder can go via f16")
     with GGUFFile.open(path) as file:
         yield _from_file(file)
 
@@ -65,8 +72,8 @@ def _from_file(file: GGUFFile) -> Source:
     )
 
 
-def _from_checkpoint(checkpoint: Checkpoint, outtype: str) -> Source:
-    conversion = plan_conversion(checkpoint, outtype)
+def _from_checkpoint(checkpoint: Checkpoint, via: str | None) -> Source:
+    conversion = plan_conversion(checkpoint, via)
     by_name = {tensor.name: (tensor, type) for tensor, type in conversion.tensors}
 
     def chunks(tensor: TensorInfo) -> Chunks:
@@ -86,7 +93,7 @@ def _from_checkpoint(checkpoint: Checkpoint, outtype: str) -> Source:
             for tensor, type in conversion.tensors
         },
         n_layers=checkpoint.config.n_layers,
-        n_experts=0,
+        n_experts=checkpoint.config.n_experts,
         chunks=chunks,
     )
 

@@ -10,15 +10,12 @@ import numpy as np
 
 from phicourse.quantize.blocks import Blocks, Float32, UInt8, join_rows, pack, split_rows
 from phicourse.quantize.low_k_quants import pack_two_bits, unpack_two_bits
-from phicourse.quantize.rounding import reciprocal, round_half_away
+from phicourse.quantize.rounding import quiet, reciprocal, round_half_away
 
 SUPER_BLOCK = 256
 
-# 1 / d is infinite for denormal weights; `round_half_away` turns what comes of it into 0.
-_quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
-
-@_quiet
+@quiet
 def quantize_tq1_0(x: Float32) -> Blocks:
     """Quantize rows to TQ1_0: trits, five in a byte, 1.6875 bits per weight.
 
@@ -31,7 +28,7 @@ def quantize_tq1_0(x: Float32) -> Blocks:
     return pack("TQ1_0", qs=np.concatenate([first, second], axis=-1), qh=last, d=scale)
 
 
-@_quiet
+@quiet
 def quantize_tq2_0(x: Float32) -> Blocks:
     """Quantize rows to TQ2_0: the same trits in two bits each, faster to read, 2.0625 bits per weight.
 

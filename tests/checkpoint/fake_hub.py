@@ -210,7 +210,7 @@ def handler_of(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body[: hub.stall])
                 self.wfile.flush()
                 hub.stalled.set()
-                hub.done.wait(60)
+                hub.done.wait()
             elif hub.cuts:
                 self.wfile.write(body[: hub.cuts.pop(0)])
                 self.wfile.flush()

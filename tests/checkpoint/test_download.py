@@ -47,6 +47,9 @@ MAIN = (
     "from phicourse.checkpoint import fetch; fetch.RETRY_SECONDS = 0; from phicourse.cli import main; main()"
 )
 
+# Seconds: a machine with much else to do needs half a minute only to start Python and load huggingface_hub.
+PATIENCE = 300
+
 Serve = Callable[..., FakeHub]
 Process = "subprocess.Popen[str]"
 
@@ -104,9 +107,16 @@ def phicourse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 @pytest.fixture
 def process(tmp_path: Path, repository: Path) -> Callable[..., Process]:
-    """Start `phicourse download` as a process of its own, which reads the variables."""
+    """Start `phicourse download` as a process of its own, which reads the variables.
+
+    A shell lets its background jobs ignore Ctrl-C, and so would the process: here it never does.
+    """
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def start(url: str, *args: str | Path, **options: object) -> Process:
+        options = {"preexec_fn": listen} | options
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
             [sys.executable, "-c", MAIN, "download", *map(str, args)],
             cwd=repository,
@@ -135,6 +145,18 @@ def failure(done: Result) -> str:
     lines = done.stderr.splitlines()
     assert all(line.startswith("phicourse: ") for line in lines), done.stderr
     return lines[-1]
+
+
+def wait_for_silence(running: Process, folder: Path, n_bytes: int) -> None:
+    """Wait until so much has arrived, and nothing more comes: the process waits for the Hub then.
+
+    A signal before that could meet it while Python tidies up, where an exception is printed and forgotten.
+    """
+    sizes = [0, 1]
+    while sizes[-1] < n_bytes or sizes[-1] != sizes[-2]:
+        assert running.poll() is None
+        time.sleep(0.2)
+        sizes.append(sum(path.stat().st_size for path in folder.rglob("*.incomplete")))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -287,12 +309,10 @@ def test_a_signal_keeps_what_has_arrived(
 ) -> None:
     hub = serve(stall=2_500_000)
     running = process(hub.url, REPO)
-    assert hub.stalled.wait(30)
-    while not (partials := list(tmp_path.rglob("*.incomplete"))) or partials[0].stat().st_size < 2_000_000:
-        assert running.poll() is None
-        time.sleep(0.02)
+    assert hub.stalled.wait(PATIENCE)
+    wait_for_silence(running, tmp_path, 2_000_000)
     running.send_signal(number)
-    _, stderr = running.communicate(timeout=30)
+    _, stderr = running.communicate(timeout=PATIENCE)
     if number is not signal.SIGKILL:
         assert running.returncode == 1
         assert stderr.splitlines()[-1] == (
@@ -316,7 +336,7 @@ def test_two_downloads_do_not_write_the_same_files(
 ) -> None:
     hub = serve(stall=10_000)
     first = process(hub.url, REPO, "--to", tmp_path / "here")
-    assert hub.stalled.wait(30)
+    assert hub.stalled.wait(PATIENCE)
     assert "another download" in failure(phicourse(hub.url, REPO, "--to", tmp_path / "here"))
     first.kill()
     first.communicate()
@@ -371,7 +391,7 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(
 
     hub = serve()
     full = process(hub.url, REPO, "--to", tmp_path / "here", preexec_fn=limit)
-    line = full.communicate(timeout=60)[1].splitlines()[-1]
+    line = full.communicate(timeout=PATIENCE)[1].splitlines()[-1]
     assert full.returncode == 1
     assert str(tmp_path / "here") in line
     assert "free some space" in line

@@ -15,7 +15,18 @@ from phicourse.cli import app
 VERBS = {
     "demo": ["--out", "--force", "--threads"],
     "download": ["REPO", "--revision", "--to", "--force"],
-    "convert": ["CHECKPOINT", "-o", "--outtype", "--force"],
+    "convert": [
+        "CHECKPOINT",
+        "-o",
+        "--outtype",
+        "--compat",
+        "--split-max-size SIZE",
+        "--split-max-tensors N",
+        "--no-tensor-first-split",
+        "--metadata FILE",
+        "--model-name NAME",
+        "--force",
+    ],
     "quantize": [
         "IN [OUT] TYPE",
         "--pure",
@@ -23,10 +34,24 @@ VERBS = {
         "--output-tensor-type",
         "--token-embedding-type",
         "--tensor-type REGEX=T",
+        "--tensor-type-file F",
+        "--imatrix F",
+        "--include-weights NAME",
+        "--exclude-weights NAME",
+        "--allow-requantize",
         "--dry-run",
         "--threads",
         "--force",
     ],
+    "split": [
+        "FILE",
+        "[OUT]",
+        "--split-max-size SIZE",
+        "--split-max-tensors N",
+        "--no-tensor-first-split",
+        "--force",
+    ],
+    "merge": ["FIRST", "[OUT]", "--compat", "--force"],
     "info": ["FILE", "--json", "--tensors", "--verify"],
     "tokenize": ["FILE", "TEXT"],
     "run": [
@@ -44,6 +69,21 @@ VERBS = {
         "--raw",
     ],
     "chat": ["FILE", "--system"],
+    "imatrix": [
+        "FILE",
+        "-f",
+        "-o",
+        "--ctx",
+        "--chunks",
+        "--output-format",
+        "--in-file",
+        "--process-output",
+        "--show-statistics",
+        "--picture",
+        "--threads",
+        "--force",
+        "--json",
+    ],
     "perplexity": ["FILE", "-f", "--ctx", "--chunks", "--kl-base", "--json"],
     "bench": ["FILE", "-p", "-n", "-r", "--threads", "--json"],
     "diff": ["A", "B", "--json"],
@@ -105,9 +145,15 @@ except SystemExit:
         ["convert"],
         ["quantize", "only-one"],
         ["quantize", "a", "b", "c", "d"],
+        ["quantize", "a", "b", "Q8_0", "--include-weights", "x", "--exclude-weights", "y"],
         ["perplexity", "model.gguf"],
         ["bench", "model.gguf", "-r", "0"],
         ["info", "model.gguf", "--no-such-option"],
+        ["convert", "folder", "--split-max-size", "2 GB"],
+        ["convert", "folder", "--split-max-tensors", "0"],
+        ["convert", "folder", "--model-name", ""],
+        ["split", "model.gguf", "--split-max-size", "0"],
+        ["merge"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what(args: list[str], phicourse: Phicourse) -> None:
@@ -141,6 +187,7 @@ def test_empty_paths_are_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ["convert", ""],
         ["convert", ".", "-o", ""],
         ["quantize", "a.gguf", "", "Q8_0"],
+        ["quantize", "a.gguf", "b.gguf", "Q8_0", "--imatrix", ""],
     ):
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 2
@@ -149,10 +196,10 @@ def test_empty_paths_are_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_quantize_names_all_mixes() -> None:
-    from phicourse.quantize import MIXES
+    from phicourse.quantize import ALIASES, MIXES
 
     words = CliRunner().invoke(app, ["quantize", "--help"]).stdout.replace(",", " ").replace(".", " ").split()
-    assert set(MIXES) <= set(words)
+    assert {*MIXES, *ALIASES, "COPY"} <= set(words)
     assert "IN" in words and "[OUT]" in words
 
 

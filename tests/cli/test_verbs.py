@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Phicourse
 from typer.testing import CliRunner
 
 from phicourse.cli import app
 from phicourse.gguf import GGUFFile
+from phicourse.quantize.importance import ImportanceMatrix, Squares
 
 TEXT = "Once upon a time there was a little dog. The dog ran to the park. " * 20
 
@@ -47,6 +49,40 @@ def test_compat_leaves_out_our_own_keys(checkpoint: Path, tmp_path: Path) -> Non
     assert all(key.startswith("phicourse.") for key in keys["ours"] - keys["compat"])
 
 
+def test_convert_to_shards_prints_the_first(checkpoint: Path, f16: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    first = Path(run("convert", checkpoint, "-o", out, "--split-max-size", "2M").removesuffix("\n"))
+    assert first == tmp_path / "a-00001-of-00002.gguf"
+    with GGUFFile.open(first) as shards, GGUFFile.open(f16) as whole:
+        assert list(shards.tensors) == list(whole.tensors)
+    run("convert", checkpoint, "-o", out, "--no-tensor-first-split", "--split-max-tensors", "9")
+    assert GGUFFile.open(tmp_path / "a-00001-of-00002.gguf").n_shards == 2
+
+
+def test_what_convert_is_told_of_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given.json"
+    given.write_text('{"general.author": "Me", "general.name": "not this"}')
+    run("convert", checkpoint, "-o", tmp_path / "a.gguf", "--metadata", given, "--model-name", "Mine")
+    with GGUFFile.open(tmp_path / "a.gguf") as file:
+        assert file.get("general.name", str) == "Mine"
+        assert file.get("general.author", str) == "Me"
+
+
+def test_split_and_merge_print_their_paths(f16: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "a.gguf"
+    whole.write_bytes(f16.read_bytes())
+    printed = run("split", whole, "--split-max-tensors", "6").splitlines()
+    assert printed == [str(tmp_path / f"a-{i:05d}-of-00002.gguf") for i in (1, 2)]
+    again = tmp_path / "again.gguf"
+    assert run("merge", printed[0], again) == f"{again}\n"
+    assert again.read_bytes() == f16.read_bytes()
+    refused = CliRunner().invoke(app, ["merge", printed[0]])
+    assert refused.exit_code == 1
+    assert "a.gguf: exists already" in refused.stderr
+    run("merge", printed[0], "--compat", "--force")
+    assert GGUFFile.open(whole).get("split.count", int) == 0
+
+
 def test_quantize_makes_up_a_name_beside_the_input(f16: Path, tmp_path: Path) -> None:
     source = tmp_path / "model-F16.gguf"
     source.write_bytes(f16.read_bytes())
@@ -65,6 +101,30 @@ def test_quantize_from_a_checkpoint_gives_the_same_file(
 ) -> None:
     run("quantize", checkpoint, tmp_path / "direct.gguf", "Q4_K_M", "--threads", "1")
     assert (tmp_path / "direct.gguf").stat().st_size == q4.stat().st_size
+    run("quantize", checkpoint, tmp_path / "via.gguf", "Q4_K_M", "--via", "f16")
+    assert (tmp_path / "via.gguf").read_bytes() == q4.read_bytes()
+
+
+def test_quantize_with_importance(f16: Path, tmp_path: Path) -> None:
+    squares = {
+        f"blk.0.{name}.weight": Squares(np.ones((1, 256), np.float32), np.array([9]))
+        for name in ("attn_qkv", "attn_output")
+    }
+    matrix = ImportanceMatrix(None, ("text.txt",), 1, 512, squares).write(tmp_path / "importance.gguf")
+    types = tmp_path / "types.txt"
+    types.write_text("attn_output=q5_0\n")
+    wishes = ["--include-weights", "qkv", "--tensor-type", "attn_qkv=q4_0", "--tensor-type-file", types]
+    run("quantize", f16, tmp_path / "a.gguf", "Q4_K_M", "--imatrix", matrix, *wishes)
+    with GGUFFile.open(tmp_path / "a.gguf") as file:
+        assert file.get("quantize.imatrix.file", str) == str(matrix)[:127]
+        assert file.get("quantize.imatrix.entries_count", int) == 1
+        assert file.tensors["blk.0.attn_qkv.weight"].type.name == "Q4_0"
+        assert file.tensors["blk.0.attn_output.weight"].type.name == "Q5_0"
+    refused = CliRunner().invoke(app, ["quantize", str(f16), str(tmp_path / "b.gguf"), "IQ2_XS"])
+    assert refused.exit_code == 1
+    assert refused.stderr.count("\n") == 1 and "phicourse imatrix" in refused.stderr
+    assert "needs an importance matrix" in run("quantize", f16, "IQ2_XS", "--dry-run").splitlines()[-1]
+    assert not (tmp_path / "b.gguf").exists()
 
 
 def test_a_dry_run_writes_nothing(f16: Path, tmp_path: Path) -> None:

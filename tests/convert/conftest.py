@@ -9,6 +9,15 @@ from typing import Any
 import pytest
 from small_checkpoints import TINY, Weights, WriteCheckpoint, random_weights, write_safetensors
 
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
 
 @pytest.fixture(scope="session")
 def tokenizer_files(shared_data: Path) -> Path:
@@ -18,15 +27,21 @@ def tokenizer_files(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def write_checkpoint(tokenizer_files: Path) -> WriteCheckpoint:
-    """Write a folder: `write_checkpoint(folder, config, weights, n_shards=1, **files)`."""
+    """Write a folder: `write_checkpoint(folder, config, weights, n_shards=1, tokenizer=None, **files)`."""
 
     def write(
-        folder: Path, config: dict[str, Any], weights: Weights, n_shards: int = 1, **files: str
+        folder: Path,
+        config: dict[str, Any],
+        weights: Weights,
+        n_shards: int = 1,
+        tokenizer: Path | None = None,
+        **files: str,
     ) -> Path:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
-        for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
-            shutil.copy(tokenizer_files / name, folder / name)
+        for name in TOKENIZER_FILES:
+            if ((tokenizer or tokenizer_files) / name).is_file():
+                shutil.copy((tokenizer or tokenizer_files) / name, folder / name)
         for name, content in files.items():
             (folder / name.replace("__", ".")).write_text(content)
         names = list(weights)
@@ -61,10 +76,15 @@ def real_config(shared_data: Path) -> Callable[..., dict[str, Any]]:
 def tiny(tmp_path: Path, stories260k: Path) -> Callable[..., Path]:
     """Write a very small checkpoint: `tiny(weights=None, **changes of config)` gives its folder."""
 
-    def write(weights: Weights | None = None, folder: str = "tiny", **changes: Any) -> Path:
-        config = TINY | changes
+    def write(
+        weights: Weights | None = None,
+        folder: str = "tiny",
+        base: dict[str, Any] = TINY,
+        **changes: Any,
+    ) -> Path:
+        config = base | changes
         path = tmp_path / folder
-        path.mkdir()
+        path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps(config))
         shutil.copy(stories260k / "tokenizer.model", path)
         write_safetensors(path / "model.safetensors", random_weights(config) if weights is None else weights)

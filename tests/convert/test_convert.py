@@ -233,7 +233,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tiny: Tiny) -> None:
 
 def test_unknown_outtype_and_bad_sampling_settings(tiny: Tiny) -> None:
     folder = tiny()
-    with pytest.raises(ConvertError, match="unknown outtype 'q4_k_m'; known are f32, f16, bf16, q8_0, auto"):
+    with pytest.raises(ConvertError, match=r"unknown outtype 'q4_k_m'; known are f32, f16, .*tq2_0, auto"):
         convert(folder, outtype="q4_k_m", progress=False)
     (folder / "generation_config.json").write_text('{"top_k": "many"}')
     with pytest.raises(ConvertError, match=r"generation_config\.json: top_k is 'many', not a INT32"):

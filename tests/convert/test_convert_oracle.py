@@ -9,13 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_checkpoints import WriteCheckpoint, random_weights
+from oracle_cases import CASES, OracleCases
+from small_checkpoints import WriteCheckpoint
 
 from phicourse.convert import convert
 from phicourse.gguf import GGUFFile
@@ -33,89 +33,27 @@ for folder, outtype, outfile in jobs:
     convert_hf_to_gguf.main()
 """
 
-OUTTYPES = ["f32", "f16", "bf16", "q8_0", "auto"]
-# case -> outtypes
-CASES = {
-    "stories260k": OUTTYPES,
-    "Phi-3.5-mini-instruct": OUTTYPES,
-    "sharded-f16": ["f16", "q8_0"],
-    "Tied Phi": ["bf16", "auto"],
-    "mixed-dtypes-4k-instruct": ["f16", "auto"],
-    "su-128k": ["f16"],
-    "phi-tiny": ["auto", "q8_0"],
-}
-CARD = """---
-license: mit
-license_link: https://huggingface.co/microsoft/Phi-3.5-mini-instruct/resolve/main/LICENSE
-license_name: "phi: the license"  # a comment
-language:
-- multilingual
-- en
-- no
-pipeline_tag: text-generation
-tags: [nlp, 'code', "a, b"]
-datasets:
-  - HuggingFaceTB/cosmopedia
-  - https://huggingface.co/datasets/roneneldan/TinyStories
-  - https://example.org/corpus
-base_model:
-- microsoft/Phi-3.5-mini-instruct
-- https://huggingface.co/microsoft/phi-4
-model_creator: Someone
-widget:
-- messages:
-  - role: user
-    content: "Can you provide ways to eat combinations of bananas and dragonfruits?"
-library_name: transformers
----
-# Phi
-license: not this one
-"""
-GENERATION = {"top_k": 40, "top_p": 0.95, "temperature": 1, "repetition_penalty": 1.1, "eos_token_id": [2, 3]}
-
 
 @pytest.fixture(scope="session")
 def folders(
     tmp_path_factory: pytest.TempPathFactory,
-    stories260k: Path,
+    shared_data: Path,
     phi_tiny: Path,
     write_checkpoint: WriteCheckpoint,
     real_config: Callable[..., dict[str, Any]],
 ) -> dict[str, Path]:
     """All checkpoints of CASES."""
-    base = tmp_path_factory.mktemp("checkpoints")
-    folders = {"stories260k": stories260k, "phi-tiny": base / "phi-tiny"}
-    shutil.copytree(phi_tiny, folders["phi-tiny"])
-
-    def add(case: str, config: dict[str, Any], dtype: str, **options: Any) -> None:
-        weights = random_weights(config, dtype, options.pop("norm_dtype", None), seed=len(folders))
-        folders[case] = write_checkpoint(base / case, config, weights, **options)
-
-    phi35 = real_config("Phi-3.5-mini-instruct")
-    add("Phi-3.5-mini-instruct", phi35, "BF16")
-    add("sharded-f16", real_config("Phi-3-mini-128k-instruct", 2, num_hidden_layers=11), "F16", n_shards=3)
-    tied = {
-        key: value
-        for key, value in phi35.items()
-        if key not in ("rope_scaling", "rope_theta", "_name_or_path")
-    }
-    tied |= {
-        "tie_word_embeddings": True,
-        "sliding_window": None,
-        "hidden_size": 128,
-        "num_attention_heads": 2,
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 5e5,
-            "partial_rotary_factor": 0.75,
-            "short_factor": np.linspace(1, 2, 24).tolist(),
-            "long_factor": np.linspace(1, 60, 24).tolist(),
-        },
-    }
-    add("Tied Phi", tied, "F32", README__md=CARD, generation_config__json=json.dumps(GENERATION))
-    add("mixed-dtypes-4k-instruct", real_config("Phi-3-mini-4k-instruct"), "BF16", norm_dtype="F32")
-    add("su-128k", phi35 | {"rope_scaling": phi35["rope_scaling"] | {"type": "su"}}, "F16")
-    return folders
+    for module in ("transformers", "torch"):
+        pytest.importorskip(module)
+    cases = OracleCases(tmp_path_factory.mktemp("checkpoints"), shared_data, write_checkpoint, real_config)
+    shutil.copytree(phi_tiny, cases.base / "phi-tiny")
+    cases.folders["phi-tiny"] = cases.base / "phi-tiny"
+    cases.write_phi3()
+    cases.write_bpe()
+    cases.write_phi2()
+    cases.write_phimoe()
+    assert cases.folders.keys() == CASES.keys()
+    return cases.folders
 
 
 @pytest.fixture(scope="session")
@@ -126,8 +64,6 @@ def theirs(
     oracle = repository / ".oracles" / "llama.cpp"
     if not (oracle / "convert_hf_to_gguf.py").is_file():
         pytest.skip("needs llama.cpp's converter in .oracles/llama.cpp: make oracles")
-    if find_spec("transformers") is None or find_spec("torch") is None:
-        pytest.skip("llama.cpp's converter needs transformers and torch")
     base = tmp_path_factory.mktemp("theirs")
     files = {(case, outtype): base / f"{case}-{outtype}.gguf" for case in CASES for outtype in CASES[case]}
     jobs = [(str(folders[case]), outtype, str(path)) for (case, outtype), path in files.items()]

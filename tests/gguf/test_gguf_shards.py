@@ -86,7 +86,7 @@ def test_wrong_total_twice_and_wrong_first(tmp_path: Path, tensors: list[dict[st
     with pytest.raises(GGUFError, match=r"has 2 tensors, split\.tensors\.count says 9"):
         GGUFFile.open(first)
     first.unlink()
-    first = write_shard(tmp_path, 0, 2, tensors[1], 4)
+    first = write_shard(tmp_path, 0, 2, tensors[1], 9)
     with pytest.raises(GGUFError, match="the tensor 'a' is in another file of the set too"):
         GGUFFile.open(first)
     first.unlink()

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from phicourse.plots import draw_next_tokens, draw_quantized, draw_sizes
+from phicourse.plots import draw_importance, draw_next_tokens, draw_quantized, draw_sizes
 
 
 def bars(figure) -> list[Rectangle]:
@@ -51,3 +51,20 @@ def test_a_figure_shows_itself_in_a_notebook_on_white() -> None:
     pixels = imread(BytesIO(png), format="png")  # (height, width, 4)
     assert pixels.shape[:2] == (2 * size["height"], 2 * size["width"])
     assert (pixels[0, 0] == 1).all()  # white and opaque: readable in a dark theme too
+
+
+def test_importance_draws_a_line_a_layer_in_parts_of_its_mean() -> None:
+    rows = np.array([[1, 1, 1, 5], [4, 0, 0, 0], [np.nan] * 4], np.float32)
+    figure = draw_importance({"attn_qkv": rows, "output": rows[:1]})
+    (first, second, *_) = figure.axes
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["attn_qkv", "output"]
+    drawn = np.ma.filled(first.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(drawn, [[0.5, 0.5, 0.5, 2.5], [4, 0.1, 0.1, 0.1], [np.nan] * 4])
+
+
+def test_importance_of_many_columns_shows_the_largest_of_neighbours() -> None:
+    rows = np.ones((2, 1100), np.float32)
+    rows[1, 1099] = 8
+    image = draw_importance({"ffn_down": rows}).axes[0].images[0].get_array()
+    assert image.shape == (2, 367)  # 3 columns share one
+    assert image[1, -1] > 7 and image[1, :-1].max() < 1

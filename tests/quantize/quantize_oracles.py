@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quantize_inputs import TAKE_IMPORTANCE
 
+from phicourse.errors import QuantizeError
 from phicourse.gguf import TENSOR_TYPES
 from phicourse.quantize import QUANTIZERS, quantize_rows
 
-# the types of every test here; those of `test_quantize_more_types` are held to account there
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 GGML_VERSION = b"0.25.3"
 
 
@@ -41,12 +41,14 @@ def ggml() -> ctypes.CDLL:
     return library
 
 
-def ggml_quantize(x: np.ndarray, type_name: str) -> np.ndarray:
-    """(rows, n) float32 -> (rows, bytes of a row) uint8."""
+def ggml_quantize(x: np.ndarray, type_name: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """(rows, n) float32 and (n,) float32 -> (rows, bytes of a row) uint8."""
     x, type = np.ascontiguousarray(x, np.float32), TENSOR_TYPES[type_name]
     out = np.zeros((len(x), type.row_bytes(x.shape[1])), np.uint8)
+    columns = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    address = None if columns is None else columns.ctypes.data
     ggml().ggml_quantize_init(type.id)
-    ggml().ggml_quantize_chunk(type.id, x.ctypes.data, out.ctypes.data, 0, *x.shape, None)
+    ggml().ggml_quantize_chunk(type.id, x.ctypes.data, out.ctypes.data, 0, *x.shape, address)
     return out
 
 
@@ -55,29 +57,55 @@ def ggml_accepts(packed: np.ndarray, type_name: str) -> bool:
     return bool(ggml().ggml_validate_row_data(TENSOR_TYPES[type_name].id, packed.ctypes.data, packed.nbytes))
 
 
-def numpy_quantize(x: np.ndarray, type_name: str) -> np.ndarray:
+def numpy_quantize(x: np.ndarray, type_name: str, importance: np.ndarray | None = None) -> np.ndarray:
     """The same by the functions to read, without the checks around them."""
-    blocks = np.ascontiguousarray(QUANTIZERS[type_name](np.ascontiguousarray(x, np.float32)))
-    return blocks.view(np.uint8).reshape(len(x), -1)
+    weighted = importance is not None and type_name in TAKE_IMPORTANCE
+    arguments = (importance,) if weighted else ()
+    blocks = QUANTIZERS[type_name](np.ascontiguousarray(x, np.float32), *arguments)
+    return np.ascontiguousarray(blocks).view(np.uint8).reshape(len(x), -1)
 
 
-def native_quantize(x: np.ndarray, type_name: str, threads: int = 1) -> np.ndarray:
-    native = pytest.importorskip("phicourse.native", reason="the compiled module is not built")
-    if type_name not in {"F32", "F16", "BF16", *native.block_layouts()}:
-        pytest.skip(f"the compiled module leaves {type_name} to NumPy")
-    return quantize_rows(np.ascontiguousarray(x, np.float32), type_name, backend="native", threads=threads)
+def native_quantize(
+    x: np.ndarray, type_name: str, importance: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
+    """The same by the compiled module; skips the test where it leaves the type to NumPy."""
+    pytest.importorskip("phicourse.native", reason="the compiled module is not built")
+    try:
+        return quantize_rows(x, type_name, importance=importance, backend="native", threads=threads)
+    except QuantizeError as error:
+        if "the compiled module has no" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
-def llama_quantize(source: Path, out: Path, file_type: int, **options: object) -> None:
-    """`llama_model_quantize`; options are fields of its parameters."""
+@cache
+def qsort_is_stable() -> bool:
+    """Whether C's qsort, which ggml sorts with, keeps equal numbers in their order, as glibc's does."""
+    compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_float))
+    pairs = np.stack([np.arange(32) * 7 % 5, np.arange(32)], axis=-1).astype(
+        np.float32
+    )  # as many as ggml sorts
+    expected = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    qsort = ctypes.CDLL(None).qsort
+    qsort.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, compare]
+    qsort(pairs.ctypes.data, 32, 8, compare(lambda a, b: (a[0] > b[0]) - (a[0] < b[0])))
+    return np.array_equal(pairs, expected)
+
+
+def llama_quantize(
+    source: Path, out: Path, file_type: int, *, log: Callable[..., None] | None = None, **options: object
+) -> None:
+    """`llama_model_quantize`; options are fields of its parameters, log gets what it says."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, the oracle")
     ggml()
-    llama_cpp.llama_log_set(_quiet(), ctypes.c_void_p())
+    llama_cpp.llama_log_set(log or _quiet(), ctypes.c_void_p())
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = file_type, 2
     for name, value in options.items():
         setattr(parameters, name, value)
-    assert llama_cpp.llama_model_quantize(bytes(source), bytes(out), ctypes.byref(parameters)) == 0
+    failed = llama_cpp.llama_model_quantize(bytes(source), bytes(out), ctypes.byref(parameters))
+    llama_cpp.llama_log_set(_quiet(), ctypes.c_void_p())
+    assert failed == 0
 
 
 def tensor_overrides(*pairs: tuple[str, str]) -> object:

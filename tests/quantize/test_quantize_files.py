@@ -1,89 +1,46 @@
 """Whole files: the same SHA-256 as llama_model_quantize (ggml 0.25.3) writes, for every mix and every wish."""
 
-from collections.abc import Callable
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from file_oracles import imatrix_options, llama_plan, random_importance
 from quantize_oracles import llama_quantize, sha256, tensor_overrides
+from small_models import write_model
 
 from phicourse.convert import streaming
 from phicourse.errors import GGUFError, QuantizeError
-from phicourse.gguf import GGUFFile, GGUFWriter, ValueType, float32_to_bfloat16, tensor_type
+from phicourse.gguf import GGUFFile, GGUFWriter, ValueType, tensor_type
 from phicourse.quantize import MIXES, QUANTIZERS, Plan, files, quantize, sources, use
+from phicourse.quantize.importance import ImportanceMatrix, Squares
 
 IDS = {mix.name: mix.file_type for mix in MIXES.values()}
+# What a matrix in memory says of where it came from.
+FILE = "texts/importance.gguf"
 
-
-def write_model(
-    path: Path,
-    *,
-    hidden: int = 256,
-    ffn: int = 256,
-    vocab: int = 40,
-    layers: int = 9,
-    type: str = "F16",
-    tied: bool = False,
-    extra: tuple[tuple[str, object, ValueType], ...] = (),
-    spoil: Callable[[str, np.ndarray], None] = lambda name, x: None,
-) -> Path:
-    """A Phi-3 of random weights, its tensors in the converter's order: layer 1, 10, 2, …"""
-    rng = np.random.default_rng(4)
-    tensors: list[tuple[str, tuple[int, ...]]] = [("rope_factors_long.weight", (hidden // 8,))]
-    tensors += [] if tied else [("output.weight", (vocab, hidden))]
-    tensors.append(("token_embd.weight", (vocab, hidden)))
-    for i in sorted(range(layers), key=str):
-        tensors += [
-            (f"blk.{i}.attn_norm.weight", (hidden,)),
-            (f"blk.{i}.ffn_down.weight", (hidden, ffn)),
-            (f"blk.{i}.ffn_up.weight", (2 * ffn, hidden)),
-            (f"blk.{i}.ffn_norm.weight", (hidden,)),
-            (f"blk.{i}.attn_output.weight", (hidden, hidden)),
-            (f"blk.{i}.attn_qkv.weight", (3 * hidden, hidden)),
-        ]
-    tensors.append(("output_norm.weight", (hidden,)))
-    with GGUFWriter(path) as writer:
-        for key, value, kind in (*metadata(hidden, ffn, layers), *extra):
-            writer.add(key, value, kind)
-        for name, shape in tensors:
-            writer.declare(name, shape, type if len(shape) > 1 else "F32")
-        for name, shape in tensors:
-            x = (rng.normal(size=shape) * 0.05).astype(np.float32)
-            spoil(name, x)
-            writer.write(name, stored(x, type) if len(shape) > 1 else x)
-    return path
-
-
-def stored(x: np.ndarray, type_name: str) -> np.ndarray:
-    return float32_to_bfloat16(x) if type_name == "BF16" else QUANTIZERS[type_name](x)
-
-
-def metadata(hidden: int, ffn: int, layers: int) -> list[tuple[str, object, ValueType]]:
-    numbers = {
-        "context_length": 64,
-        "embedding_length": hidden,
-        "feed_forward_length": ffn,
-        "block_count": layers,
-        "attention.head_count": 4,
-        "attention.head_count_kv": 4,
-        "rope.dimension_count": hidden // 4,
-    }
-    return [
-        ("general.architecture", "phi3", ValueType.STRING),
-        ("general.file_type", 1, ValueType.UINT32),
-        ("general.quantization_version", 2, ValueType.UINT32),
-        *((f"phi3.{key}", value, ValueType.UINT32) for key, value in numbers.items()),
-        ("phi3.attention.layer_norm_rms_epsilon", 1e-5, ValueType.FLOAT32),
-        ("general.name", "Phi für Tests", ValueType.STRING),
-    ]
-
-
-# Rows of 64, 160 and 48 weights are divided by no super-block, some by no block at all.
+# A few rows suffice: NumPy takes a tenth of a millisecond for a row of some types. Rows of 64, 160 and 48 weights
+# are divided by no super-block, some by no block at all.
 MODELS = {
-    "usual": {},
-    "fallbacks": {"hidden": 64, "ffn": 160, "type": "BF16"},
-    "tied": {"ffn": 288, "layers": 5, "tied": True, "type": "F32"},
-    "odd": {"hidden": 48, "ffn": 320, "vocab": 20, "layers": 2},
+    "phi3": {"rows": 4, "layers": 8, "heads": 8, "kv_heads": 2},
+    "tied": {"rows": 4, "layers": 2, "ffn": 288, "tied": True, "type": "F32"},
+    "phi2": {"rows": 4, "layers": 2, "architecture": "phi2"},
+    "phimoe": {"rows": 3, "layers": 1, "architecture": "phimoe", "experts": 3},
+    "fallbacks": {"rows": 4, "layers": 8, "hidden": 64, "ffn": 160, "type": "BF16"},
+    "odd": {"rows": 4, "layers": 1, "hidden": 48, "ffn": 320},
+}
+# ggml takes a minute to prepare for these; CI does it, and the files of one model are known by their digest.
+SLOW_TYPES = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"}
+ALL_WANTED = bool(os.environ.get("CI") or os.environ.get("PHICOURSE_ALL_ORACLES"))
+# SHA-256 (first 16 digits) of the model "phi3" with importance, as llama_model_quantize writes it.
+DIGESTS = {
+    "IQ2_M": "4d5fd68bbd89ee47",
+    "IQ2_S": "d3802105a134fc66",
+    "IQ2_XS": "6fbe647d948c7090",
+    "IQ2_XXS": "490be8ad3a2dfd29",
+    "IQ1_M": "d84dc3fa5d94a89f",
+    "IQ1_S": "df07133d122bce58",
 }
 
 
@@ -94,7 +51,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("usual") / "usual.gguf")
+    return write_model(tmp_path_factory.mktemp("usual") / "usual.gguf", rows=16)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +59,270 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("small") / "small.gguf", layers=1)
 
 
+@pytest.mark.parametrize("weighed", ["blindly", "with importance"])
 @pytest.mark.parametrize("mix", MIXES)
-def test_file_has_the_bytes_of_llama_model_quantize(model: Path, mix: str, tmp_path: Path) -> None:
+def test_file_has_the_bytes_of_llama_model_quantize(
+    model: Path, mix: str, weighed: str, tmp_path: Path
+) -> None:
+    matrix = random_importance(model, path=Path(FILE)) if weighed == "with importance" else None
+    options = imatrix_options(matrix, FILE) if matrix is not None else {}
+    try:
+        plan = quantize(model, mix=mix, imatrix=matrix, dry_run=True)
+    except QuantizeError as error:
+        assert mix == "Q1_0" and "rows of" in str(error)
+        assert llama_plan(model, IDS[mix], **options) is None
+        return
+    assert isinstance(plan, Plan)
+    types = {tensor.source.name: tensor.type.name for tensor in plan.tensors}
+    theirs = llama_plan(model, IDS[mix], **options)
+    assert theirs is not None
+    assert types == theirs.types
+    assert bool(plan.blind) == theirs.needs_importance
+    if plan.blind:
+        with pytest.raises(QuantizeError, match=f"{mix} needs an importance matrix: blk.*phicourse imatrix"):
+            quantize(model, tmp_path / "ours.gguf", mix, imatrix=matrix, progress=False)
+        assert not list(tmp_path.iterdir())
+        return
+    ours = quantize(model, tmp_path / "ours.gguf", mix, imatrix=matrix, progress=False)
+    assert ours == tmp_path / "ours.gguf"
+    if model.stem == "phi3" and mix in DIGESTS:
+        assert sha256(ours)[:16] == DIGESTS[mix]
+    if SLOW_TYPES.isdisjoint(types.values()) or ALL_WANTED:
+        llama_quantize(model, tmp_path / "theirs.gguf", IDS[mix], **options)
+        assert sha256(ours) == sha256(tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "phi2"])
+@pytest.mark.parametrize("mix", ["Q4_0", "Q8_0", "Q4_K_M", "Q5_K_M"])
+def test_large_matrices_have_the_bytes_of_llama_model_quantize(
+    architecture: str, mix: str, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "large.gguf", architecture=architecture, ffn=512, layers=2)
     ours = quantize(model, tmp_path / "ours.gguf", mix, progress=False)
     llama_quantize(model, tmp_path / "theirs.gguf", IDS[mix])
-    assert ours == tmp_path / "ours.gguf"
     assert sha256(ours) == sha256(tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("name", ["small", "phimoe"])
+def test_copy_changes_nothing_but_the_order(name: str, small: Path, tmp_path: Path) -> None:
+    source = small if name == "small" else write_model(tmp_path / "moe.gguf", **MODELS["phimoe"])
+    ours = quantize(source, tmp_path / "ours.gguf", "copy", pure=True, progress=False)
+    llama_quantize(source, tmp_path / "theirs.gguf", 0, only_copy=True)
+    assert sha256(ours) == sha256(tmp_path / "theirs.gguf")
+    with GGUFFile.open(ours) as file, GGUFFile.open(source) as before:
+        assert file.get("general.file_type", int) == 1
+        assert list(file.tensors) != list(before.tensors)
+
+
+def test_copy_takes_quantized_files(small: Path, tmp_path: Path) -> None:
+    eight = quantize(small, tmp_path / "q8_0.gguf", "Q8_0", progress=False)
+    copied = quantize(eight, tmp_path / "copy.gguf", "COPY", progress=False)
+    assert sha256(copied) == sha256(eight)
+
+
+# ---- importance ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["gguf", "dat"])
+def test_importance_from_a_file(
+    usual: Path, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's name is in the quantized file as it was given, as far as llama.cpp keeps it."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder" * 30).mkdir()
+    name = f"./{'folder' * 30}/../importance.{format}"
+    random_importance(usual).write(name, format)
+    matrix = ImportanceMatrix.read(name)
+    quantize(usual, "ours.gguf", "Q4_0", imatrix=name, progress=False)
+    llama_quantize(usual, tmp_path / "theirs.gguf", IDS["Q4_0"], **imatrix_options(matrix, name))
+    assert sha256(Path("ours.gguf")) == sha256(Path("theirs.gguf"))
+    with GGUFFile.open(Path("ours.gguf")) as file:
+        assert list(file.metadata)[-4:] == [
+            f"quantize.imatrix.{key}" for key in ("file", "dataset", "entries_count", "chunks_count")
+        ]
+        assert file.get("quantize.imatrix.file", str) == name[:127]
+        assert file.get("quantize.imatrix.dataset", str) == "texts/für-alle.txt"
+        assert file.get("quantize.imatrix.entries_count", int) == 36
+
+
+def test_keys_of_an_older_importance_are_replaced(small: Path, tmp_path: Path) -> None:
+    matrix = random_importance(small, path=Path(FILE))
+    first = quantize(small, tmp_path / "first.gguf", "Q8_0", imatrix=matrix, progress=False)
+    ours = quantize(
+        first, tmp_path / "ours.gguf", "Q4_0", imatrix=matrix, allow_requantize=True, progress=False
+    )
+    options = imatrix_options(matrix, FILE)
+    llama_quantize(first, tmp_path / "theirs.gguf", IDS["Q4_0"], allow_requantize=True, **options)
+    assert sha256(ours) == sha256(tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize(
+    ("wish", "kept"),
+    [
+        ({"include_weights": ["ffn_down", "attn_qkv"]}, ("attn_qkv", "ffn_down")),
+        ({"exclude_weights": ["ffn", "qkv"]}, ("attn_output",)),
+        ({"include_weights": "ffn_up"}, ("ffn_up",)),
+    ],
+)
+def test_some_weights_only(
+    usual: Path, wish: dict[str, list[str]], kept: tuple[str, ...], tmp_path: Path
+) -> None:
+    matrix = random_importance(usual, path=Path(FILE))
+    some = {name: s for name, s in matrix.squares.items() if any(part in name for part in kept)}
+    theirs = ImportanceMatrix(None, matrix.datasets, matrix.n_chunks, matrix.chunk_size, some)
+    quantize(usual, tmp_path / "ours.gguf", "Q4_0", imatrix=matrix, progress=False, **wish)
+    llama_quantize(usual, tmp_path / "theirs.gguf", IDS["Q4_0"], **imatrix_options(theirs, FILE))
+    assert sha256(tmp_path / "ours.gguf") == sha256(tmp_path / "theirs.gguf")
+
+
+def test_nothing_left_of_the_importance_is_as_none(small: Path, tmp_path: Path) -> None:
+    matrix = random_importance(small)
+    none = quantize(
+        small, tmp_path / "none.gguf", "Q4_0", imatrix=matrix, exclude_weights=["blk"], progress=False
+    )
+    assert sha256(none) == sha256(quantize(small, tmp_path / "blind.gguf", "Q4_0", progress=False))
+
+
+def test_importance_of_experts_reaches_their_rows_in_any_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "moe.gguf", **{**MODELS["phimoe"], "rows": 5})
+    matrix = random_importance(model)
+    whole = quantize(model, tmp_path / "whole.gguf", "Q4_K_M", imatrix=matrix, progress=False)
+    monkeypatch.setattr(sources, "_CHUNK", 256 * 7)
+    chunks = quantize(model, tmp_path / "chunks.gguf", "Q4_K_M", imatrix=matrix, progress=False)
+    assert sha256(whole) == sha256(chunks)
+    assert sha256(whole) != sha256(quantize(model, tmp_path / "blind.gguf", "Q4_K_M", progress=False))
+
+
+def with_entry(matrix: ImportanceMatrix, name: str, squares: Squares) -> ImportanceMatrix:
+    entries = {**matrix.squares, name: squares}
+    return ImportanceMatrix(Path(FILE), matrix.datasets, matrix.n_chunks, matrix.chunk_size, entries)
+
+
+DOWN = "blk.0.ffn_down.weight"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (255, r"importance\.gguf: blk\.0\.ffn_down\.weight has 255 columns, this model 256"),
+        (512, r"importance\.gguf: blk\.0\.ffn_down\.weight has 512 columns, this model 256"),
+    ],
+)
+def test_importance_of_another_size_is_refused(
+    small: Path, columns: int, message: str, tmp_path: Path
+) -> None:
+    squares = Squares(np.ones((1, columns), np.float32), np.array([3]))
+    matrix = with_entry(random_importance(small), DOWN, squares)
+    with pytest.raises(QuantizeError, match=message):
+        quantize(small, tmp_path / "out.gguf", "Q4_0", imatrix=matrix, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_importance_of_another_size_does_not_matter_where_it_is_not_used(small: Path, tmp_path: Path) -> None:
+    """llama.cpp never minds the embedding's, which an output matrix of the same numbers may have given."""
+    squares = Squares(np.ones((1, 40), np.float32), np.array([3]))
+    matrix = with_entry(random_importance(small), "token_embd.weight", squares)
+    matrix = with_entry(matrix, "blk.0.attn_norm.weight", squares)
+    ours = quantize(small, tmp_path / "ours.gguf", "Q4_0", imatrix=matrix, progress=False)
+    llama_quantize(small, tmp_path / "theirs.gguf", IDS["Q4_0"], **imatrix_options(matrix, FILE))
+    assert sha256(ours) == sha256(tmp_path / "theirs.gguf")
+
+
+def test_importance_of_another_model_is_refused(small: Path, tmp_path: Path) -> None:
+    theirs = write_model(tmp_path / "phi2.gguf", architecture="phi2", layers=1)
+    matrix = random_importance(theirs).write(tmp_path / "phi2-imatrix.gguf")
+    options = {"imatrix": matrix, "include_weights": ["attn_q.", "attn_k.", "attn_v."], "progress": False}
+    with pytest.raises(
+        QuantizeError, match=r"phi2-imatrix\.gguf: none of its 3 entries, as .* of this model"
+    ):
+        quantize(small, tmp_path / "out.gguf", "Q4_0", **options)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("format", ["gguf", "dat"])
+def test_importance_that_is_no_weight_is_refused(
+    small: Path, value: float, format: str, tmp_path: Path
+) -> None:
+    """The value is put into the file behind the writer's back."""
+    path = random_importance(small).write(tmp_path / f"importance.{format}", format)
+    stored = ImportanceMatrix.read(path).squares[DOWN].sums[0, 9].tobytes()
+    raw = path.read_bytes()
+    assert raw.count(stored) == 1
+    path.write_bytes(raw.replace(stored, struct.pack("<f", value)))
+    with pytest.raises(QuantizeError, match=r"importance\.(gguf|dat): .*ffn_down"):
+        quantize(small, tmp_path / "out.gguf", "Q4_0", imatrix=path, progress=False)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_negative_importance_made_by_hand_is_refused(small: Path, tmp_path: Path) -> None:
+    sums = np.ones((1, 256), np.float32)
+    sums[0, 9] = -1
+    matrix = with_entry(random_importance(small), DOWN, Squares(sums, np.array([1])))
+    with pytest.raises(QuantizeError, match=r"blk\.0\.ffn_down\.weight: the importance of column 9 is -1"):
+        quantize(small, tmp_path / "out.gguf", "Q4_0", imatrix=matrix, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mix", [mix.name for mix in MIXES.values() if mix.needs_importance])
+def test_mixes_that_need_importance_say_so(usual: Path, mix: str, tmp_path: Path) -> None:
+    matrix = random_importance(usual)
+    whole = quantize(usual, mix=mix, imatrix=matrix, dry_run=True)
+    assert isinstance(whole, Plan) and not whole.blind and "imatrix" not in str(whole)
+    for options in ({}, {"imatrix": matrix, "exclude_weights": ["ffn"]}):
+        plan = quantize(usual, mix=mix, dry_run=True, **options)
+        assert isinstance(plan, Plan)
+        assert str(plan).splitlines()[-1] == plan.needs()
+        with pytest.raises(
+            QuantizeError, match=r"usual\.gguf: .* needs an importance .*phicourse imatrix"
+        ) as error:
+            quantize(usual, tmp_path / "out.gguf", mix, progress=False, **options)
+        assert plan.blind[0].source.name in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("type_name", ["IQ1_S", "IQ2_XXS", "IQ2_XS"])
+def test_types_that_cannot_do_without_importance_say_so_anywhere(
+    small: Path, type_name: str, tmp_path: Path
+) -> None:
+    """Where llama.cpp would end the process."""
+    message = f"token_embd.weight would be {type_name}"
+    with pytest.raises(QuantizeError, match=message):
+        quantize(small, tmp_path / "out.gguf", "Q8_0", token_embedding_type=type_name, progress=False)
+
+
+def test_rows_that_no_block_divides_are_an_error_where_nothing_steps_in(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "odd.gguf", hidden=64, layers=1)
+    with pytest.raises(
+        QuantizeError, match=r"weight: rows of 64 weights cannot be Q1_0, whose blocks have 128"
+    ):
+        quantize(model, tmp_path / "out.gguf", "Q1_0", progress=False)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_folder_that_takes_no_files(small: Path) -> None:
+    folder = Path("/proc/self")
+    if not folder.is_dir():
+        pytest.skip("needs a folder that even root cannot write to")
+    with pytest.raises((GGUFError, OSError), match="/proc/self"):
+        quantize(small, folder / "out.gguf", "Q8_0", progress=False)
+
+
+@pytest.mark.parametrize("kv_heads", ["four", 1.5])
+def test_head_counts_that_are_no_numbers_are_refused(kv_heads: object, tmp_path: Path) -> None:
+    kind = ValueType.STRING if isinstance(kv_heads, str) else ValueType.FLOAT32
+    with GGUFWriter(tmp_path / "in.gguf") as writer:
+        writer.add("general.architecture", "phi3", ValueType.STRING)
+        writer.add("phi3.block_count", 1, ValueType.UINT32)
+        writer.add("phi3.attention.head_count", 4, ValueType.UINT32)
+        writer.add("phi3.attention.head_count_kv", kv_heads, kind)
+    with pytest.raises(QuantizeError, match=r"in\.gguf: .*head_count_kv must be whole numbers"):
+        quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", "Q8_0")
+
+
+# ---- wishes --------------------------------------------------------------------------------------------
 
 
 WISHES = {
@@ -254,7 +469,7 @@ def test_phi_tiny_from_checkpoint_to_the_bytes_of_llama(phi_tiny: Path, mix: str
 def from_checkpoint_to_the_bytes_of_llama(checkpoint: Path, mix: str, tmp_path: Path) -> None:
     from phicourse.convert import convert
 
-    ours = quantize(checkpoint, tmp_path / "ours.gguf", mix, progress=False)
+    ours = quantize(checkpoint, tmp_path / "ours.gguf", mix, via="f16", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["ours.gguf"]
     half = convert(checkpoint, tmp_path / "f16.gguf", "f16", progress=False)
     llama_quantize(half, tmp_path / "theirs.gguf", IDS[mix])

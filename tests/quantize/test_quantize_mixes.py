@@ -1,12 +1,26 @@
-"""The mixes against what llama-quantize says about real Phi models: only shapes are needed."""
+"""The mixes against what llama-quantize (ggml 0.25.3) says about Phi models: only shapes are needed."""
+
+from pathlib import Path
 
 import pytest
+from file_oracles import imatrix_options, llama_plan, random_importance
+from small_models import write_model
 
 from phicourse.errors import QuantizeError
-from phicourse.gguf import TensorInfo, tensor_type
-from phicourse.quantize import MIXES, Overrides, choose_types, find_mix
-from phicourse.quantize.files import Plan, PlannedTensor
-from phicourse.quantize.mixes import file_order
+from phicourse.gguf import TENSOR_TYPES, TensorInfo, tensor_type
+from phicourse.quantize import (
+    COPY,
+    MIXES,
+    QUANTIZERS,
+    Overrides,
+    Plan,
+    PlannedTensor,
+    choose_types,
+    find_mix,
+    quantize,
+)
+from phicourse.quantize.mixes import file_order, read_tensor_types
+from phicourse.quantize.rules import FALLBACKS, RULES, needs_importance, role
 
 
 def info(name: str, *shape: int) -> TensorInfo:
@@ -79,76 +93,46 @@ def phi_moe() -> list[TensorInfo]:
     return tensors
 
 
+# tensors, layers, query heads for a head of keys and values, experts
 MODELS = {
-    "Phi-3-mini": (phi3(3072, 32, 8192, 32064, 3 * 3072), 32),  # Phi-3.5-mini has 384 bytes of factors more
-    "Phi-3-medium": (phi3(5120, 40, 17920, 32064, 60 * 128), 40),
-    "phi-4": (phi3(5120, 40, 17920, 100352, 60 * 128), 40),
-    "phi-4-mini": (phi3(3072, 32, 8192, 200064, 40 * 128, factors=48, tied=True), 32),
-    "phi-2": (phi2(), 32),
-    "Phi-3.5-MoE": (phi_moe(), 32),
+    "Phi-3.5-mini": (phi3(3072, 32, 8192, 32064, 3 * 3072, factors=48), 32, 1, 0),
+    "Phi-3-medium": (phi3(5120, 40, 17920, 32064, 60 * 128), 40, 4, 0),
+    "phi-4": (phi3(5120, 40, 17920, 100352, 60 * 128), 40, 4, 0),
+    "phi-4-mini": (phi3(3072, 32, 8192, 200064, 40 * 128, factors=48, tied=True), 32, 3, 0),
+    "phi-2": (phi2(), 32, 1, 0),
+    "Phi-3.5-MoE": (phi_moe(), 32, 4, 16),
 }
 # MiB of all tensors, as llama-quantize --dry-run of ggml 0.25.3 prints them
-SIZES = {
-    "Phi-3-mini": {
-        "Q4_0": 2074.66,
-        "Q4_1": 2296.53,
-        "Q5_0": 2518.40,
-        "Q5_1": 2740.27,
-        "Q8_0": 3872.38,
-        "Q4_K_S": 2100.16,
-        "Q4_K_M": 2285.03,
-        "Q5_K_S": 2518.40,
-        "Q5_K_M": 2626.78,
-        "Q6_K": 2989.88,
-    },
-    "Phi-3-medium": {
-        "Q4_0": 7530.58,
-        "Q4_K_S": 7604.02,
-        "Q4_K_M": 8175.11,
-        "Q5_K_M": 9507.18,
-        "Q6_K": 10922.50,
-        "Q8_0": 14146.78,
-    },
-    "phi-4": {
-        "Q4_0": 7991.66,
-        "Q4_K_S": 8065.10,
-        "Q4_K_M": 8636.19,
-        "Q5_K_M": 10009.94,
-        "Q6_K": 11469.55,
-        "Q8_0": 14855.33,
-    },
-    "phi-4-mini": {
-        "Q4_0": 2209.57,
-        "Q4_K_S": 2229.07,
-        "Q4_K_M": 2370.44,
-        "Q5_K_M": 2676.44,
-        "Q6_K": 3001.57,
-        "Q8_0": 3887.52,
-    },
-    "phi-2": {
-        "Q4_0": 1526.50,
-        "Q4_K_S": 1542.13,
-        "Q4_K_M": 1655.41,
-        "Q5_K_M": 1908.54,
-        "Q6_K": 2177.48,
-        "Q8_0": 2819.28,
-    },
-    "Phi-3.5-MoE": {
-        "Q4_0": 22504.60,
-        "Q4_K_S": 22706.60,
-        "Q4_K_M": 24171.10,
-        "Q5_K_M": 28338.76,
-        "Q6_K": 32766.89,
-        "Q8_0": 42437.56,
-    },
+SOME_MIXES = ("Q2_K", "Q3_K_M", "Q4_0", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+SOME_SIZES = {
+    "Phi-3-medium": (5255.60, 6611.35, 7530.58, 7422.17, 7604.02, 8175.11, 9507.18, 10922.50, 14146.78),
+    "phi-4": (5638.54, 7028.14, 7991.66, 7872.83, 8065.10, 8636.19, 10009.94, 11469.55, 14855.33),
+    "phi-4-mini": (1645.57, 2015.32, 2209.57, 2128.57, 2229.07, 2370.44, 2676.44, 3001.57, 3887.52),
+    "phi-2": (1056.58, 1358.34, 1526.50, 1463.22, 1542.13, 1655.41, 1908.54, 2177.48, 2819.28),
+    "Phi-3.5-MoE": (14557.25, 19103.97, 22504.60, 21530.69, 22706.60, 24171.10, 28338.76, 32766.89, 42437.56),
 }
+SIZES_OF_MINI = {
+    **{"Q4_0": 2074.66, "Q4_1": 2296.53, "Q5_0": 2518.40, "Q5_1": 2740.27, "Q8_0": 3872.38, "Q2_K": 1437.64},
+    **{"Q2_K_S": 1265.14, "Q3_K_S": 1603.18, "Q3_K_M": 1870.93, "Q3_K_L": 2098.18, "Q4_K_S": 2100.16},
+    **{"Q4_K_M": 2285.04, "Q5_K_S": 2518.40, "Q5_K_M": 2626.78, "Q6_K": 2989.88, "IQ1_S": 916.67},
+    **{"IQ1_M": 968.42, "IQ2_XXS": 1054.67, "IQ2_XS": 1132.67, "IQ2_S": 1280.21, "IQ2_M": 1349.21},
+    **{"IQ3_XXS": 1531.46, "IQ3_XS": 1549.18, "IQ3_S": 1603.18, "IQ3_M": 1768.93, "IQ4_NL": 2086.66},
+    **{"IQ4_XS": 1978.72, "TQ1_0": 859.66, "TQ2_0": 1021.66, "MXFP4_MOE": 3872.38, "Q1_0": 577.03},
+    "Q2_0": 1102.66,
+}
+SIZES_WITH_IMPORTANCE = {"Q4_0": 2080.66, "IQ3_XXS": 1442.21, "IQ4_NL": 2074.66, "IQ4_XS": 1963.72}
 
 
-def plan(model: str, mix: str, **overrides: object) -> Plan:
-    tensors, n_layers = MODELS[model]
-    n_experts = 16 if model == "Phi-3.5-MoE" else 0
+def plan(model: str, mix: str, has_importance: bool = False, **overrides: object) -> Plan:
+    tensors, n_layers, n_gqa, n_experts = MODELS[model]
     types = choose_types(
-        tensors, find_mix(mix), n_layers=n_layers, n_experts=n_experts, overrides=Overrides.parse(**overrides)
+        tensors,
+        find_mix(mix),
+        n_layers=n_layers,
+        n_gqa=n_gqa,
+        n_experts=n_experts,
+        has_importance=has_importance,
+        overrides=Overrides.parse(**overrides),
     )
     by_name = {tensor.name: tensor for tensor in tensors}
     return Plan(find_mix(mix), tuple(PlannedTensor(by_name[name], type) for name, type in types.items()))
@@ -158,14 +142,114 @@ def types(model: str, mix: str, **overrides: object) -> dict[str, str]:
     return {tensor.source.name: tensor.type.name for tensor in plan(model, mix, **overrides).tensors}
 
 
-@pytest.mark.parametrize(("model", "mix"), [(model, mix) for model in SIZES for mix in SIZES[model]])
-def test_size_is_what_llama_quantize_says(model: str, mix: str) -> None:
-    assert round(plan(model, mix).nbytes / 2**20, 2) == SIZES[model][mix]
+def mib(plan: Plan) -> float:
+    return round(plan.nbytes / 2**20, 2)
 
 
-@pytest.mark.parametrize(("mix", "bits"), [("Q4_0", 4.55), ("Q8_0", 8.50), ("Q4_K_M", 5.02)])
-def test_bits_per_weight_of_phi_3_mini(mix: str, bits: float) -> None:
-    assert round(plan("Phi-3-mini", mix).bits_per_weight, 2) == bits
+@pytest.mark.parametrize("model", SOME_SIZES)
+def test_size_is_what_llama_quantize_says(model: str) -> None:
+    assert tuple(mib(plan(model, mix)) for mix in SOME_MIXES) == SOME_SIZES[model]
+
+
+def test_size_of_phi_3_5_mini_is_what_llama_quantize_says() -> None:
+    assert {mix: mib(plan("Phi-3.5-mini", mix)) for mix in SIZES_OF_MINI} == SIZES_OF_MINI
+    weighed = {mix: mib(plan("Phi-3.5-mini", mix, has_importance=True)) for mix in SIZES_OF_MINI}
+    assert {mix: size for mix, size in weighed.items() if size != SIZES_OF_MINI[mix]} == {
+        **SIZES_WITH_IMPORTANCE,
+        "Q5_0": 2524.40,
+    }
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_mix_knows_its_bits_and_needs(mix: object) -> None:
+    blind = plan("Phi-3.5-mini", mix.name)
+    assert mix.needs_importance == bool(blind.blind) == bool(blind.needs())
+    chosen = plan("Phi-3.5-mini", mix.name, has_importance=mix.needs_importance)
+    assert round(chosen.bits_per_weight, 2) == mix.bits
+
+
+# ---- every tensor of every mix, as llama_model_quantize chooses -------------------------------------------
+
+# Two rows a matrix are enough; what counts are names, layers, heads, experts and the length of rows.
+FILES = {
+    "phi3": {"layers": 17},
+    "phi3, grouped queries": {"layers": 32, "heads": 8, "kv_heads": 2},
+    "phi3, three queries a group, tied": {
+        "layers": 8,
+        "hidden": 768,
+        "heads": 6,
+        "kv_heads": 2,
+        "tied": True,
+    },
+    "phi2": {"layers": 24, "architecture": "phi2"},
+    "phimoe": {"layers": 16, "architecture": "phimoe", "experts": 16, "heads": 8, "kv_heads": 2},
+    "phimoe, eight experts": {"layers": 8, "architecture": "phimoe", "experts": 8},
+    "phimoe, three experts": {"layers": 9, "architecture": "phimoe", "experts": 3},
+    "rows of 288 and 320": {"layers": 9, "hidden": 288, "ffn": 320},
+    "rows of 64 and 160": {"layers": 3, "hidden": 64, "ffn": 160, "tied": True},
+    "rows of 48 and 384": {"layers": 3, "hidden": 48, "ffn": 384},
+}
+
+
+@pytest.mark.parametrize("weighed", ["blindly", "with importance"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_mix_chooses_as_llama_model_quantize(name: str, weighed: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.gguf", rows=2, **FILES[name])
+    matrix = random_importance(model) if weighed == "with importance" else None
+    options = imatrix_options(matrix, "importance.gguf") if matrix is not None else {}
+    for mix in MIXES.values():
+        theirs = llama_plan(model, mix.file_type, **options)
+        try:
+            ours = quantize(model, mix=mix.name, imatrix=matrix, dry_run=True)
+        except QuantizeError as error:
+            assert theirs is None and "cannot be Q1_0, whose blocks have 128" in str(error)
+            continue
+        assert isinstance(ours, Plan) and theirs is not None
+        chosen = {tensor.source.name: tensor.type.name for tensor in ours.tensors}
+        assert list(chosen.items()) == list(theirs.types.items()), mix.name
+        assert bool(ours.blind) == theirs.needs_importance, mix.name
+
+
+@pytest.mark.parametrize(
+    ("mix", "pattern"), [("IQ3_XS", "blk.2.*=q8_0"), ("IQ2_S", "blk.1.*=q8_0"), ("Q4_K_M", "blk.[34].*=q5_0")]
+)
+@pytest.mark.parametrize("name", ["phi3", "phimoe", "phimoe, eight experts"])
+def test_layers_are_counted_as_by_llama_model_quantize(
+    name: str, mix: str, pattern: str, tmp_path: Path
+) -> None:
+    """Tensors that a pattern took are not counted, but models of experts go by the number in the name."""
+    from quantize_oracles import tensor_overrides
+
+    model = write_model(tmp_path / "model.gguf", rows=2, **FILES[name])
+    regex, _, type_name = pattern.partition("=")
+    taken = tensor_overrides((regex, type_name.upper()))
+    theirs = llama_plan(model, MIXES[mix].file_type, tt_overrides=taken)
+    ours = quantize(model, mix=mix, tensor_types=[pattern], dry_run=True)
+    assert isinstance(ours, Plan) and theirs is not None
+    assert {tensor.source.name: tensor.type.name for tensor in ours.tensors} == theirs.types
+
+
+def test_rules_speak_of_what_there_is() -> None:
+    assert set(RULES) <= set(MIXES)
+    named = {case[0] for rules in RULES.values() for cases in rules.values() for case in cases}
+    assert named | set(FALLBACKS) | set(FALLBACKS.values()) <= set(QUANTIZERS)
+    assert all(TENSOR_TYPES[small].block == 32 for small in FALLBACKS.values())
+
+
+def test_the_embedding_needs_importance_only_where_its_type_cannot_do_without() -> None:
+    assert not needs_importance("token_embd.weight", "IQ2_S", "IQ2_M")
+    assert not needs_importance("output.weight", "Q2_K", "Q2_K_S")
+    assert needs_importance("token_embd.weight", "IQ2_XS", "IQ2_XS")
+    assert needs_importance("blk.0.ffn_up.weight", "Q2_K", "Q2_K_S")
+    assert not needs_importance("blk.0.ffn_up.weight", "Q2_K", "Q2_K")
+
+
+def test_the_fused_matrix_of_phi_3_counts_as_values() -> None:
+    assert role("blk.0.attn_qkv.weight") is role("blk.31.attn_v.weight")
+    assert role("blk.0.attn_q.weight") is not role("blk.0.attn_v.weight")
+
+
+# ---- single mixes ------------------------------------------------------------------------------------------
 
 
 PLAIN_LAYERS = {4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26}
@@ -173,7 +257,7 @@ PLAIN_LAYERS = {4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26}
 
 @pytest.mark.parametrize(("mix", "default"), [("Q4_K_M", "Q4_K"), ("Q5_K_M", "Q5_K")])
 def test_medium_mixes_spend_more_on_half_of_the_layers(mix: str, default: str) -> None:
-    chosen = types("Phi-3-mini", mix)
+    chosen = types("Phi-3.5-mini", mix)
     for part in ("attn_qkv", "ffn_down"):
         plain = {i for i in range(32) if chosen[f"blk.{i}.{part}.weight"] == default}
         assert plain == PLAIN_LAYERS
@@ -200,7 +284,7 @@ def test_token_embedding_takes_the_output_rule_where_it_is_tied() -> None:
 
 
 def test_eight_experts_get_bigger_attention() -> None:
-    tensors, n_layers = MODELS["Phi-3.5-MoE"]
+    tensors, n_layers, *_ = MODELS["Phi-3.5-MoE"]
     chosen = choose_types(tensors, find_mix("Q4_K_M"), n_layers=n_layers, n_experts=8)
     assert chosen["blk.5.attn_v.weight"].name == chosen["blk.5.attn_k.weight"].name == "Q8_0"
     assert chosen["blk.5.attn_output.weight"].name == "Q5_K"
@@ -214,6 +298,12 @@ def test_eight_experts_get_bigger_attention() -> None:
         ("Q4_K_M", 64, "Q5_0"),
         ("Q5_K_M", 64, "Q5_1"),
         ("Q6_K", 64, "Q8_0"),
+        *((mix, 64, "IQ4_NL") for mix in ("IQ1_S", "IQ2_XXS", "IQ2_M", "IQ3_XXS", "IQ3_S", "IQ4_XS")),
+        *((mix, 64, "Q4_0") for mix in ("Q2_K", "Q3_K_L", "TQ1_0", "TQ2_0")),
+        ("Q2_0", 32, "Q4_0"),
+        ("Q2_0", 64, "Q2_0"),
+        ("IQ4_NL", 48, "F16"),
+        ("TQ2_0", 48, "F16"),
         ("Q4_0", 48, "F16"),
         ("Q4_K_M", 48, "F16"),
         ("F16", 48, "F16"),
@@ -252,7 +342,7 @@ def test_order_is_by_number_then_name() -> None:
 
 def test_overrides_decide_in_order() -> None:
     chosen = types(
-        "Phi-3-mini",
+        "Phi-3.5-mini",
         "Q4_K_M",
         tensor_types=["ffn_down=q8_0", r"\.[0-3]\..*=Q5_K", "output=f16"],
         token_embedding_type="q4_0",
@@ -266,7 +356,7 @@ def test_overrides_decide_in_order() -> None:
 
 
 def test_pure_has_no_exceptions() -> None:
-    chosen = types("Phi-3-mini", "Q4_K_M", pure=True)
+    chosen = types("Phi-3.5-mini", "Q4_K_M", pure=True)
     assert {type for name, type in chosen.items() if "norm" not in name and "rope" not in name} == {"Q4_K"}
 
 
@@ -296,9 +386,19 @@ def test_type_that_was_asked_for_must_divide() -> None:
         )
 
 
+def test_a_list_of_types_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "types.txt"
+    path.write_text("ffn_down=q8_0  blk.0=f16\n\nblk.1=q4_k\n")
+    assert read_tensor_types(path) == ["ffn_down=q8_0", "blk.0=f16", "blk.1=q4_k"]
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(QuantizeError, match=r"types\.txt: a list of REGEX=TYPE was expected"):
+        read_tensor_types(path)
+
+
 def test_mix_names() -> None:
     assert find_mix("q4_k_m") is find_mix("Q4_K") is MIXES["Q4_K_M"]
-    assert find_mix("Q5_K").name == "Q5_K_M"
+    assert find_mix("Q5_K").name == "Q5_K_M" and find_mix("q3_k").name == "Q3_K_M"
+    assert find_mix("copy") is COPY
     with pytest.raises(QuantizeError, match=r"unknown mix 'Q4_K_L'; known are F32, .*Q4_K_M.*, Q5_K"):
         find_mix("Q4_K_L")
 

@@ -10,7 +10,7 @@ import pytest
 from phicourse.errors import QuantizeError
 from phicourse.gguf import TENSOR_TYPES, float32_to_bfloat16
 from phicourse.quantize import QUANTIZERS, dequantize_rows, quantize_rows, use
-from phicourse.quantize.registry import quantize_data
+from phicourse.quantize.registry import quantize_data, takes_importance
 
 X = np.random.default_rng(0).normal(size=(6, 512)).astype(np.float32)
 
@@ -78,6 +78,28 @@ def test_scales_of_a_learners_function_are_checked() -> None:
 
     with use(q8_0=broken), pytest.raises(QuantizeError, match="input: row 2, block 3: not finite"):
         quantize_rows(X, "Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("type_name", "field", "broken"), [("MXFP4", "e", 0xFF), ("IQ1_M", "scales", 0xFF), ("Q6_K", "d", np.inf)]
+)
+def test_scales_of_every_kind_are_checked(type_name: str, field: str, broken: float) -> None:
+    """MXFP4 keeps its scale in an exponent, IQ1_M in the top bits of four words."""
+
+    def spoiled(x: np.ndarray) -> np.ndarray:
+        blocks = np.zeros(
+            (len(x), x.shape[1] // TENSOR_TYPES[type_name].block), TENSOR_TYPES[type_name].dtype
+        )
+        blocks[field][1, 1] = broken
+        return blocks
+
+    with (
+        use(**{type_name.lower(): spoiled}),
+        pytest.raises(
+            QuantizeError, match=f"input: row 1, block 1: not finite, or too large for {type_name}"
+        ),
+    ):
+        quantize_rows(X, type_name)
 
 
 def test_use_refuses_unknown_types_and_what_is_no_function() -> None:
@@ -154,6 +176,76 @@ def test_rows_that_are_not_contiguous() -> None:
 def test_refusals_say_why(call: object, message: str) -> None:
     with pytest.raises(QuantizeError, match=message):
         call()
+
+
+# ---- importance ----------------------------------------------------------------------------------------
+
+IMPORTANCE = np.random.default_rng(2).gamma(0.5, size=512).astype(np.float32)
+WEIGHTED = [type_name for type_name, function in QUANTIZERS.items() if takes_importance(function)]
+
+
+def test_the_types_that_weigh_errors() -> None:
+    """Those for which ggml's quantizers look at the importance."""
+    lattice = {f"IQ{name}" for name in ("1_S", "1_M", "2_XXS", "2_XS", "2_S", "3_XXS", "3_S", "4_NL", "4_XS")}
+    k_quants = {f"Q{bits}_K" for bits in (2, 3, 4, 5, 6)}
+    assert set(WEIGHTED) == lattice | k_quants | {"Q4_0", "Q4_1", "Q5_0", "Q5_1"}
+
+
+@pytest.mark.parametrize("type_name", [name for name in WEIGHTED if name not in ("IQ2_XS", "IQ2_S", "IQ1_M")])
+def test_importance_reaches_the_quantizer(type_name: str) -> None:
+    packed = quantize_rows(X[:2], type_name, importance=IMPORTANCE)
+    blocks = np.ascontiguousarray(QUANTIZERS[type_name](X[:2], importance=IMPORTANCE))
+    np.testing.assert_array_equal(packed, blocks.view(np.uint8).reshape(2, -1))
+    assert not np.array_equal(packed, quantize_rows(X[:2], type_name, importance=IMPORTANCE[::-1]))
+
+
+@pytest.mark.parametrize("type_name", [name for name in QUANTIZERS if name not in WEIGHTED])
+def test_other_types_take_no_notice(type_name: str) -> None:
+    np.testing.assert_array_equal(
+        quantize_rows(X, type_name, importance=IMPORTANCE), quantize_rows(X, type_name)
+    )
+
+
+def test_a_learners_function_gets_importance_if_it_wants_it() -> None:
+    seen: list[np.ndarray | None] = []
+
+    def mine(x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+        seen.append(importance)
+        return QUANTIZERS["Q8_0"](x)
+
+    with use(q8_0=mine):
+        quantize_rows(X, "Q8_0", importance=IMPORTANCE)
+        quantize_rows(X, "Q8_0")
+    np.testing.assert_array_equal(seen[0], IMPORTANCE)
+    assert seen[1:] == [None]
+    with use(q4_k=lambda x: QUANTIZERS["Q4_K"](x)):
+        np.testing.assert_array_equal(
+            quantize_rows(X, "Q4_K", importance=IMPORTANCE), quantize_rows(X, "Q4_K", backend="numpy")
+        )
+
+
+@pytest.mark.parametrize("type_name", ["Q4_K", "Q8_0", "F16"])
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        (IMPORTANCE[:511], r"blk: the importance of 512 columns is \(512,\), got \(511,\)"),
+        (IMPORTANCE[None], r"got \(1, 512\)"),
+        (np.where(np.arange(512) == 3, np.nan, 1.0), "blk: the importance of column 3 is nan"),
+        (np.where(np.arange(512) == 4, 1e39, 1.0), "blk: the importance of column 4 is inf"),
+        (np.where(np.arange(512) == 5, -1e-9, 1.0), "blk: the importance of column 5 is -"),
+    ],
+)
+def test_importance_that_cannot_weigh_is_refused(
+    type_name: str, importance: np.ndarray, message: str
+) -> None:
+    with pytest.raises(QuantizeError, match=message):
+        quantize_rows(X, type_name, importance=importance, name="blk")
+
+
+@pytest.mark.parametrize("type_name", ["IQ1_S", "IQ2_XXS", "IQ2_XS"])
+def test_types_that_cannot_do_without_importance_say_so(type_name: str) -> None:
+    with pytest.raises(QuantizeError, match=f"{type_name} needs .*importance"):
+        quantize_rows(X, type_name)
 
 
 WITHOUT_NATIVE = """

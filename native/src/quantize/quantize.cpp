@@ -185,7 +185,7 @@ static void check(const Job &job) {
     check_row(job.info, job.n);
     if (job.source > Type::BF16) throw std::invalid_argument("only F32, F16 and BF16 rows can be quantized");
     if (!job.importance && !job.quantizer().quantize)
-        throw std::invalid_argument(std::string(job.info.name) + " cannot be quantized to without importance");
+        throw std::invalid_argument(std::string(job.info.name) + " needs an importance matrix: without it, nothing sensible remains");
     check_grid(job.info);
 }
 
