@@ -82,7 +82,8 @@ static inline Halves narrow_bf16(Floats v) {
 // truncate    toward zero; INT32_MIN where the result does not fit, as x86 answers and so llama.cpp
 // round_even  as nearest_int, but the result is a float
 // store_bytes the low byte of each lane; load_bytes, load_signed_bytes back
-// narrow_f16  float to float16, ties to even; widen_f16 back
+// narrow_f16  float to float16, ties to even; widen_f16 back. What is no number gets a minus sign, which the
+//             results of operations on x86 have anyway, and so llama.cpp's
 // bit_mask    a bit for each lane of a mask; lane_mask back
 // lookup      entry number index[lane], from 0 to 15, of a table of 16 floats
 
@@ -153,7 +154,9 @@ static inline void store_bytes(void *p, Ints v) { store(p, __builtin_convertvect
 #if defined(PHI_ISA_neon)
 
 static inline Floats widen_f16(Halves h) { return (Floats)vcvt_f32_f16((float16x4_t)h); }
-static inline Halves narrow_f16(Floats v) { return (Halves)vcvt_f16_f32((float32x4_t)v); }
+static inline Halves narrow_f16(Floats v) {
+    return (Halves)vcvt_f16_f32((float32x4_t)v) | (__builtin_convertvector(v != v, Halves) & 0x8000);
+}
 
 #else
 
@@ -173,7 +176,7 @@ static inline Halves narrow_f16(Floats v) {
     const Ints subnormal = bits(from_bits(magnitude) + 0.5f) - bits(splat(0.5f));
     Ints half = select(magnitude < (113 << 23), subnormal, normal);
     half = select(magnitude >= (143 << 23), splat(0x7c00), half);
-    half = select(magnitude > (255 << 23), splat(0x7e00), half);
+    half = select(magnitude > (255 << 23), splat(0xfe00), half);
     return __builtin_convertvector(half | ((bits(v) >> 16) & 0x8000), Halves);
 }
 

@@ -112,9 +112,20 @@ constexpr Golden GOLDEN[] = {
     {"BF16", 0x4090656d31a43792, 0x285edeeccc20f64a},
     {"Q8_0", 0xd7a0aaf7783820db, 0xc3e119505a747554},
     {"Q4_0", 0x5a01bfafd361b159, 0xf98d844820b51fe5},
+    {"Q4_1", 0x685344717a522764, 0x3a41fe70dd10abab},
+    {"Q5_0", 0x48f28e8c74a86dc2, 0xc66014aaa0c3edce},
+    {"Q5_1", 0x72ef93b9440f9a24, 0x639f1b3c2fc63c6d},
     {"Q4_K", 0x86d7835ff062d611, 0x3d612b25150bb18c},
     {"Q5_K", 0xbd9d8cd854530581, 0x5bb4c1b1f13cce40},
     {"Q6_K", 0xb212286c541db967, 0x98afae85d68d1c1b},
+    {"IQ4_NL", 0xd17b3aa086ae4c83, 0x7a098b9520b6d7ab},
+    {"IQ4_XS", 0x2233be7147064d18, 0x2ca8afd9040e9228},
+    {"TQ1_0", 0x6b654faa820aa04c, 0xf62f1cd5ddc8ac84},
+    {"TQ2_0", 0xb1ad94d9373aa88a, 0xf62f1cd5ddc8ac84},
+    {"MXFP4", 0xa6ac20b497eaa680, 0xcf90fd36f6de7933},
+    {"NVFP4", 0xb7f6f11781c6c277, 0xcd97ddc191ce087b},
+    {"Q1_0", 0x373d0d4ed124d806, 0x566569048e227a25},
+    {"Q2_0", 0x25805d6bcb0e4682, 0xff8253482f6bba6e},
 };
 
 static void test_golden(Isa isa) {

@@ -47,13 +47,11 @@ template <class Block, class Write> static inline void for_each_code(const Block
 
 static void quantize_q8_0(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, BlockQ8_0 *out, int blocks) {
-        const Floats d = largest_magnitudes<BLOCK>(x) / 127.0f;
-        const Floats inverse = reciprocal(d);
-        const Halves stored = narrow_f16(d);
+        const BlockScales scales(largest_magnitudes<BLOCK>(x) / 127.0f);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
-            out[block].d = stored[block];
+            out[block].d = scales.d[block];
             for (int i = 0; i < BLOCK; i += LANES)
-                store_bytes(out[block].qs + i, round_away(load<Floats>(x + i) * inverse[block]));
+                store_bytes(out[block].qs + i, round_away(load<Floats>(x + i) * scales.inverse[block]));
         }
     };
     for_each_filled_group<LANES, BLOCK>(x, n_blocks, (BlockQ8_0 *)out, quantize_group);
@@ -71,15 +69,13 @@ static void dequantize_q8_0(const void *data, int64_t n_blocks, float *x) {
 
 template <int n_max, class Block> static void quantize_symmetric(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, Block *out, int blocks) {
-        const Floats d = signed_peaks<BLOCK>(x) / (float)-n_max; // the peak gets code 0
-        const Floats inverse = reciprocal(d);
-        const Halves stored = narrow_f16(d);
+        const BlockScales scales(signed_peaks<BLOCK>(x) / (float)-n_max); // the peak gets code 0
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
             // x * inverse is between -n_max and n_max, and cutting off the fraction after + n_max + 0.5 rounds it
-            const auto code = [=](const float *x) {
-                return min(truncate(load<Floats>(x) * inverse[block] + (n_max + 0.5f)), splat(2 * n_max - 1));
+            const auto code = [inverse = scales.inverse[block]](const float *x) {
+                return min(truncate(load<Floats>(x) * inverse + (n_max + 0.5f)), splat(2 * n_max - 1));
             };
-            out[block].d = stored[block];
+            out[block].d = scales.d[block];
             set_codes(x, code, out[block]);
         }
     };
@@ -99,16 +95,18 @@ template <int n_max, class Block> static void dequantize_symmetric(const void *d
 template <int n_max, class Block> static void quantize_affine(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, Block *out, int blocks) {
         const Ranges range = ranges<BLOCK>(x);
-        const Floats d = abs(range.highest - range.lowest) / (float)n_max; // abs: -0 - 0 is -0
-        const Floats lowest = first_lowest<BLOCK>(x, range.lowest);        // for the sign of a zero
-        const Floats inverse = reciprocal(d);
-        const Halves stored_d = narrow_f16(d), stored_m = narrow_f16(lowest);
+        const BlockScales scales(abs(range.highest - range.lowest) / (float)n_max); // abs: -0 - 0 is -0
+        const Floats minima = first_lowest<BLOCK>(x, range.lowest);                 // for the sign of a zero
+        float lowest[LANES];
+        uint16_t m[LANES];
+        store(lowest, minima);
+        store(m, narrow_f16(minima));
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
-            const auto code = [=](const float *x) {
-                return min(truncate((load<Floats>(x) - lowest[block]) * inverse[block] + 0.5f), splat(n_max));
+            const auto code = [lowest = lowest[block], inverse = scales.inverse[block]](const float *x) {
+                return min(truncate((load<Floats>(x) - lowest) * inverse + 0.5f), splat(n_max));
             };
-            out[block].d = stored_d[block];
-            out[block].m = stored_m[block];
+            out[block].d = scales.d[block];
+            out[block].m = m[block];
             set_codes(x, code, out[block]);
         }
     };
@@ -157,8 +155,8 @@ static void quantize_symmetric_weighted(const float *x, const float *importance,
         store(inverse, found.inverse);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
             const int zero = inverse[block] != 0 ? n_max : 0; // where there are only zeros, they get the lowest code
-            const auto code = [=](const float *x) {
-                return clamp(nearest_int(load<Floats>(x) * inverse[block]), -n_max, n_max - 1) + zero;
+            const auto code = [inverse = inverse[block], zero](const float *x) {
+                return clamp(nearest_int(load<Floats>(x) * inverse), -n_max, n_max - 1) + zero;
             };
             out[block].d = narrow_f16(scale[block]);
             set_codes(x, code, out[block]);
@@ -177,8 +175,8 @@ static void quantize_affine_weighted(const float *x, const float *importance, in
         store(inverse, found.inverse);
         store(base, found.base);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
-            const auto code = [=](const float *x) {
-                return clamp(nearest_int(inverse[block] * (load<Floats>(x) - base[block])), 0, n_max);
+            const auto code = [inverse = inverse[block], base = base[block]](const float *x) {
+                return clamp(nearest_int(inverse * (load<Floats>(x) - base)), 0, n_max);
             };
             out[block].d = narrow_f16(scale[block]);
             out[block].m = narrow_f16(minimum[block]);

@@ -56,13 +56,12 @@ static inline Ints gather_bits(Ints word) { return word | word >> 6 | word >> 12
 
 static void quantize_q2_0(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, BlockQ2_0 *out, int blocks) {
-        const Floats d = largest_magnitudes<BLOCK_Q2_0>(x), inverse = reciprocal(d);
-        const Halves stored = narrow_f16(d);
+        const BlockScales scales(largest_magnitudes<BLOCK_Q2_0>(x));
         for (int block = 0; block < blocks; ++block, x += BLOCK_Q2_0) {
             uint8_t codes[BLOCK_Q2_0];
             for (int i = 0; i < BLOCK_Q2_0; i += LANES)
-                store_bytes(codes + i, max(round_away(load<Floats>(x + i) * inverse[block]) + 1, Ints{}));
-            out[block].d = stored[block];
+                store_bytes(codes + i, max(round_away(load<Floats>(x + i) * scales.inverse[block]) + 1, Ints{}));
+            out[block].d = scales.d[block];
             for (int j = 0; j < BLOCK_Q2_0 / 4; j += LANES)
                 store_bytes(out[block].qs + j, gather_bits(load<Ints>(codes + 4 * j)));
         }

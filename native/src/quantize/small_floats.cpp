@@ -53,7 +53,8 @@ static void quantize_mxfp4(const float *x, int64_t n_blocks, void *out) {
         const Floats largest = largest_magnitudes<BLOCK>(x);
         // the power of two at or below the largest weight meets code 6, of the number 4
         const Ints e = select(largest > 0.0f, (floor_log2(largest) - 2 + 127) & 255, Ints{});
-        const Floats scale = half_of_power(e);
+        float scale[LANES];
+        store(scale, half_of_power(e));
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
             constexpr int half = BLOCK / 2;
             out[block].e = (uint8_t)e[block];
@@ -116,7 +117,8 @@ static void quantize_nvfp4(const float *x, int64_t n_blocks, void *out) {
     constexpr int group = LANES / NV_SUB_BLOCKS;
     const auto quantize_group = [](const float *x, BlockNVFP4 *out, int blocks) {
         const Ints d = to_ue4m3(largest_magnitudes<NV_SUB_BLOCK>(x) / 6.0f); // the largest E2M1 number
-        const Floats scale = half_of_ue4m3(d);
+        float scale[LANES];
+        store(scale, half_of_ue4m3(d));
         for (int s = 0; s < blocks * NV_SUB_BLOCKS; ++s, x += NV_SUB_BLOCK) {
             BlockNVFP4 &block = out[s / NV_SUB_BLOCKS];
             uint8_t codes[NV_SUB_BLOCK];

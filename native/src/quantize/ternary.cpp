@@ -10,11 +10,10 @@ namespace phi::PHI_ISA {
 template <class Block, class SetTrits>
 static inline void quantize_ternary(const float *x, int64_t n_blocks, Block *out, SetTrits set_trits) {
     const auto quantize_group = [=](const float *x, Block *out, int blocks) {
-        const Floats d = largest_magnitudes<SUPER_BLOCK>(x), inverse = reciprocal(d);
-        const Halves stored = narrow_f16(d);
+        const BlockScales scales(largest_magnitudes<SUPER_BLOCK>(x));
         for (int block = 0; block < blocks; ++block, x += SUPER_BLOCK) {
-            out[block].d = stored[block];
-            set_trits(x, inverse[block], out[block]);
+            out[block].d = scales.d[block];
+            set_trits(x, scales.inverse[block], out[block]);
         }
     };
     for_each_filled_group<LANES, SUPER_BLOCK>(x, n_blocks, out, quantize_group);
