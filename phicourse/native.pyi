@@ -18,7 +18,7 @@ def isas() -> list[str]:
     """Names of the instruction sets that can run here, slowest first."""
 
 # ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K,
-# IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS.
+# IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S.
 # Arrays are C-contiguous; isa forces an instruction set; the GIL is released.
 
 def quantize(

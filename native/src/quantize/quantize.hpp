@@ -10,7 +10,7 @@
 
 namespace phi {
 
-enum class Type { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS };
+enum class Type { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S };
 
 struct TypeInfo {
     Type type;

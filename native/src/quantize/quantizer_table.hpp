@@ -5,7 +5,7 @@
 
 namespace phi {
 
-constexpr int N_TYPES = 13;
+constexpr int N_TYPES = 15;
 
 // The functions of a type, on consecutive blocks.
 struct Quantizer {

@@ -16,5 +16,7 @@ extern const Quantizer quantizer_q8_0, quantizer_q4_0;
 extern const Quantizer quantizer_q4_k, quantizer_q5_k, quantizer_q6_k;
 // lattice.cpp
 extern const Quantizer quantizer_iq3_s, quantizer_iq3_xxs, quantizer_iq2_s, quantizer_iq2_xs, quantizer_iq2_xxs;
+// iq1.cpp
+extern const Quantizer quantizer_iq1_m, quantizer_iq1_s;
 
 } // namespace phi::PHI_ISA
