@@ -122,6 +122,8 @@ static nb::dict block_layouts() {
     LAYOUT(IQ2_S, FIELD(IQ2_S, d), FIELD(IQ2_S, qs), FIELD(IQ2_S, qh), FIELD(IQ2_S, scales))
     LAYOUT(IQ2_XS, FIELD(IQ2_XS, d), FIELD(IQ2_XS, qs), FIELD(IQ2_XS, scales))
     LAYOUT(IQ2_XXS, FIELD(IQ2_XXS, d), FIELD(IQ2_XXS, qs))
+    LAYOUT(IQ1_M, FIELD(IQ1_M, qs), FIELD(IQ1_M, qh), FIELD(IQ1_M, scales))
+    LAYOUT(IQ1_S, FIELD(IQ1_S, d), FIELD(IQ1_S, qs), FIELD(IQ1_S, qh))
     LAYOUT(TQ1_0, FIELD(TQ1_0, qs), FIELD(TQ1_0, qh), FIELD(TQ1_0, d))
     LAYOUT(TQ2_0, FIELD(TQ2_0, qs), FIELD(TQ2_0, d))
     LAYOUT(MXFP4, FIELD(MXFP4, e), FIELD(MXFP4, qs))

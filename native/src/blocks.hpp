@@ -111,6 +111,20 @@ struct BlockIQ2_XXS {
     uint16_t qs[SUPER_BLOCK / 8]; // for each 32 weights two words: four indices; signs and scale as in IQ3_XXS
 };
 
+// value = step * (point of the grid +- 1/8), the sign by 32 weights (IQ1_S) or by 8 (IQ1_M)
+
+struct BlockIQ1_M {
+    uint8_t qs[SUPER_BLOCK / 8];      // low eight bits of indices
+    uint8_t qh[SUPER_BLOCK / 16];     // four bits for each index: its high three, and whether the eighth is subtracted
+    uint8_t scales[SUPER_BLOCK / 32]; // four words: four 3-bit scales of 16 weights, and four bits of the float16 d
+};
+
+struct BlockIQ1_S {
+    uint16_t d;                   // step = d * (2 * scale + 1)
+    uint8_t qs[SUPER_BLOCK / 8];  // low eight bits of indices
+    uint16_t qh[SUPER_BLOCK / 32]; // high three bits of four indices, a 3-bit scale, whether the eighth is subtracted
+};
+
 // Ternary digits (trits), five in a byte: value = d * (trit - 1)
 struct BlockTQ1_0 {
     uint8_t qs[48]; // byte l < 32: weights l + 32t; byte 32 + l: weights 160 + l + 16t; t from 0 to 4
@@ -166,6 +180,8 @@ static_assert(sizeof(BlockIQ2_S) == 82 && offsetof(BlockIQ2_S, qs) == 2 && offse
               offsetof(BlockIQ2_S, scales) == 74);
 static_assert(sizeof(BlockIQ2_XS) == 74 && offsetof(BlockIQ2_XS, qs) == 2 && offsetof(BlockIQ2_XS, scales) == 66);
 static_assert(sizeof(BlockIQ2_XXS) == 66 && offsetof(BlockIQ2_XXS, qs) == 2);
+static_assert(sizeof(BlockIQ1_M) == 56 && offsetof(BlockIQ1_M, qh) == 32 && offsetof(BlockIQ1_M, scales) == 48);
+static_assert(sizeof(BlockIQ1_S) == 50 && offsetof(BlockIQ1_S, qs) == 2 && offsetof(BlockIQ1_S, qh) == 34);
 static_assert(sizeof(BlockTQ1_0) == 54 && offsetof(BlockTQ1_0, qh) == 48 && offsetof(BlockTQ1_0, d) == 52);
 static_assert(sizeof(BlockTQ2_0) == 66 && offsetof(BlockTQ2_0, d) == 64);
 static_assert(sizeof(BlockMXFP4) == 17 && offsetof(BlockMXFP4, qs) == 1);

@@ -65,6 +65,33 @@ static inline float smallest(Floats v) {
 
 #endif
 
+// Stores the lanes of a mask one after the other, and anything behind them. Returns how many they are.
+static inline int store_some(int32_t *p, Ints v, Ints mask) {
+#if defined(PHI_ISA_avx512)
+    const __mmask16 some = _mm512_movepi32_mask((__m512i)mask);
+    store(p, _mm512_maskz_compress_epi32(some, (__m512i)v));
+    return __builtin_popcount(some);
+#else
+    const unsigned some = lane_bits(mask);
+    int count = 0;
+    for (int lane = 0; lane < LANES; ++lane) {
+        p[count] = v[lane];
+        count += some >> lane & 1;
+    }
+    return count;
+#endif
+}
+
+// The lane of the smallest number, the first of equals; lanes that are no number count as infinite.
+static inline int first_smallest(Floats v) {
+    const Floats number = min(v, splat(__builtin_inff()));
+#if defined(PHI_ISA_avx512)
+    return __builtin_ctz(_mm512_cmp_ps_mask(number, splat(smallest(number)), _CMP_EQ_OQ));
+#else
+    return __builtin_ctz(lane_bits(number == smallest(number)));
+#endif
+}
+
 // The number of each lane.
 static inline Ints lane_numbers() {
     Ints numbers{};

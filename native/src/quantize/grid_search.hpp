@@ -21,11 +21,11 @@ template <int group, int entries> struct Table {
     }
 };
 
-// What levels stand for in a table, the same for each weight: 1, 3, 5, ...; with a shift -1, 0, 1 + shift.
-template <int group, int entries> static inline Table<group, entries> odd_values() {
+// What levels stand for, the same for each weight: first, first + step, first + 2 step, ...
+template <int group, int entries> static inline Table<group, entries> evenly_spaced(float first, float step) {
     Table<group, entries> table;
     for (int k = 0; k < table.SIZE; ++k)
-        table.parts[k] = to_floats(2 * ((lane_numbers() + k * LANES) & (entries - 1)) + 1);
+        table.parts[k] = first + step * to_floats((lane_numbers() + k * LANES) & (entries - 1));
     return table;
 }
 
@@ -53,24 +53,77 @@ template <int group, int entries> static inline Floats sums(const Table<group, e
     return sum;
 }
 
-// Of the points near a combination, the one with the smallest error; the first of equals.
+// The words of the points of a list -> the one with the smallest error; the first of equals.
+
 template <int group, int entries>
-static inline int best_near(const Grid &grid, int combination, const Table<group, entries> &errors) {
-    const int32_t start = grid.start[combination], length = grid.length[combination];
+static inline int32_t best_of_few(const int32_t *words, const Table<group, entries> &errors) { // up to LANES
+    return words[first_smallest(sums(errors, load<Ints>(words)))];
+}
+
+template <int group, int entries>
+static inline int32_t best_of_many(const int32_t *words, int length, const Table<group, entries> &errors) {
     Floats best = splat(__builtin_inff());
     Ints places{};
     for (int first = 0; first < length; first += LANES) {
-        const Floats sum = sums(errors, load<Ints>(grid.near_words + start + first));
+        const Floats sum = sums(errors, load<Ints>(words + first));
         places = select(sum < best, lane_numbers() + first, places);
-        best = select(sum < best, sum, best);
+        best = min(sum, best);
     }
-    unsigned winners = lane_bits(best == smallest(best));
     int place = length;
-    for (; winners; winners &= winners - 1) {
+    for (unsigned winners = lane_bits(best == smallest(best)); winners; winners &= winners - 1) {
         const int candidate = places[__builtin_ctz(winners)];
         place = candidate < place ? candidate : place;
     }
-    return grid.near_points[start + place];
+    return words[place];
+}
+
+// ---- many searches ---------------------------------------------------------------------------
+
+// Groups of sub-blocks whose points are to be found. Lane: sub-block; place: group * LANES + lane
+template <int groups> struct Searches {
+    static constexpr int COUNT = groups * LANES;
+    int32_t numbers[COUNT], words[COUNT]; // at each place: the combination, and in the end the word of its point
+    // Places to be searched: with a list that fits into a vector, with a longer one, with the full one.
+    int32_t few[COUNT + LANES], many[COUNT + LANES], full[COUNT + LANES];
+    int n_few = 0, n_many = 0, n_full = 0;
+
+    // The combinations of a group. Where they are points, or not wanted, that is all.
+    // sure: whether each level is the nearest to its weight, so that a list without the impossible will do
+    // Returns where they are no points.
+    Ints add(const Grid &grid, int group, Ints number, Ints wanted, Ints sure) {
+        const Ints word = gather(grid.word, number), place = lane_numbers() + group * LANES;
+        store(numbers + group * LANES, number);
+        store(words + group * LANES, word);
+        const Ints searched = (word >= 0) & wanted;
+        n_few += store_some(few + n_few, place, searched & sure & (word <= LANES));
+        n_many += store_some(many + n_many, place, searched & sure & (word > LANES));
+        n_full += store_some(full + n_full, place, searched & ~sure);
+        return word >= 0;
+    }
+
+    // errors_at(place): the table of errors
+    template <class ErrorsAt> void run(const Grid &grid, ErrorsAt errors_at) {
+        for (int i = 0; i < n_few; ++i) {
+            const int place = few[i];
+            words[place] = best_of_few(grid.near + grid.list[numbers[place]], errors_at(place));
+        }
+        for (int i = 0; i < n_many; ++i) {
+            const int place = many[i], length = words[place];
+            words[place] = best_of_many(grid.near + grid.list[numbers[place]], length, errors_at(place));
+        }
+        for (int i = 0; i < n_full; ++i) {
+            const int place = full[i], number = numbers[place];
+            words[place] = best_of_many(grid.near + grid.full[number], grid.full_length[number], errors_at(place));
+        }
+    }
+};
+
+// Which points words stand for.
+template <int group, int n_levels> static inline Ints points_of(const Grid &grid, Ints words) {
+    Ints number{};
+    for (int i = group - 1; i >= 0; --i)
+        number = number * n_levels + (words >> 4 * i & (entries_of(n_levels) - 1));
+    return gather(grid.point, number);
 }
 
 } // namespace phi::PHI_ISA

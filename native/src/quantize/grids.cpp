@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -32,8 +33,7 @@ using Levels = std::array<int, 8>; // as many as the group has, zeros behind the
 
 struct Storage {
     std::vector<int8_t> values;
-    std::vector<int32_t> words, point, start, length, near_words;
-    std::vector<uint16_t> near_points;
+    std::vector<int32_t> point, word, list, full, full_length, near;
     Grid grid;
 };
 
@@ -84,7 +84,7 @@ static Levels levels_of_number(const Shape &shape, int number) {
 }
 
 static int32_t word_of(const Shape &shape, const Levels &levels) {
-    uint32_t word = 0;
+    uint32_t word = 1u << 31;
     for (int i = 0; i < shape.group; ++i)
         word |= ((i * entries_of(shape.n_levels) + levels[i]) % 16u) << 4 * i;
     return static_cast<int32_t>(word);
@@ -111,41 +111,77 @@ static std::vector<int> near(const Shape &shape, const std::vector<Levels> &poin
     return found;
 }
 
-static void append_near(Storage &storage, const std::vector<int> &found) {
-    const size_t length = (found.size() + NEAR_STRIDE - 1) / NEAR_STRIDE * NEAR_STRIDE;
-    for (size_t i = 0; i < length; ++i) {
-        const int point = found[std::min(i, found.size() - 1)];
-        storage.near_points.push_back(static_cast<uint16_t>(point));
-        storage.near_words.push_back(storage.words[point]);
+// Is each level of `a` that differs from that of `b` nearer to the combination's, on the same side of it?
+static bool rules_out(const Levels &a, const Levels &b, const Levels &levels) {
+    for (size_t i = 0; i < levels.size(); ++i) {
+        const int from_a = a[i] - levels[i], from_b = b[i] - levels[i];
+        if (from_a != from_b && (std::abs(from_a) >= std::abs(from_b) || from_a * from_b < 0)) return false;
     }
+    return true;
+}
+
+// Those that no other of them rules out. They are sorted by distance: who rules out comes first.
+static std::vector<int> possible(const std::vector<int> &near, const std::vector<Levels> &points,
+                                 const Levels &levels) {
+    std::vector<int> kept;
+    for (int b : near)
+        if (std::none_of(kept.begin(), kept.end(), [&](int a) { return rules_out(points[a], points[b], levels); }))
+            kept.push_back(b);
+    return kept;
+}
+
+// Returns where the list starts.
+static int32_t append(Storage &storage, const Shape &shape, const std::vector<int> &list,
+                      const std::vector<Levels> &points) {
+    const size_t start = storage.near.size();
+    const size_t length = (list.size() + NEAR_STRIDE - 1) / NEAR_STRIDE * NEAR_STRIDE;
+    for (size_t i = 0; i < length; ++i)
+        storage.near.push_back(word_of(shape, points[list[std::min(i, list.size() - 1)]]));
+    return static_cast<int32_t>(start);
 }
 
 // ---- the whole -------------------------------------------------------------------------------
 
+static void set_points(Storage &storage, const Shape &shape, const std::vector<Levels> &points) {
+    storage.point.assign(combinations(shape), -1);
+    for (std::vector<int32_t> *of_all : {&storage.word, &storage.list, &storage.full, &storage.full_length})
+        of_all->assign(storage.point.size(), 0);
+    for (int i = 0; i < shape.n_points; ++i) {
+        const int number = number_of(shape, points[i]);
+        if (storage.point[number] >= 0)
+            refuse(shape, "has points " + std::to_string(storage.point[number]) + " and " + std::to_string(i) + " alike");
+        storage.point[number] = i;
+        storage.word[number] = word_of(shape, points[i]);
+    }
+    if (storage.point[0] < 0) refuse(shape, "lacks the point of the lowest levels");
+}
+
+static void set_lists(Storage &storage, const Shape &shape, const std::vector<Levels> &points) {
+    std::vector<std::vector<int>> of_all(storage.point.size());
+    for (size_t number = 0; number < of_all.size(); ++number) {
+        if (storage.point[number] >= 0) continue;
+        const Levels levels = levels_of_number(shape, static_cast<int>(number));
+        of_all[number] = near(shape, points, levels);
+        const std::vector<int> list = possible(of_all[number], points, levels);
+        storage.word[number] = static_cast<int32_t>(list.size());
+        storage.list[number] = append(storage, shape, list, points);
+    }
+    for (size_t number = 0; number < of_all.size(); ++number) { // behind the others, as they are needed seldom
+        storage.full_length[number] = static_cast<int32_t>(of_all[number].size());
+        if (storage.point[number] < 0) storage.full[number] = append(storage, shape, of_all[number], points);
+    }
+}
+
 static std::unique_ptr<Storage> build(const Shape &shape, std::vector<int8_t> values) {
     const std::vector<Levels> points = levels_of(shape, values);
     auto storage = std::make_unique<Storage>();
-    storage->values = std::move(values);
-    storage->point.assign(combinations(shape), -1);
-    for (int i = 0; i < shape.n_points; ++i) {
-        int32_t &point = storage->point[number_of(shape, points[i])];
-        if (point >= 0) refuse(shape, "has points " + std::to_string(point) + " and " + std::to_string(i) + " alike");
-        point = i;
-        storage->words.push_back(word_of(shape, points[i]));
-    }
-    if (storage->point[0] < 0) refuse(shape, "lacks the point of the lowest levels");
-
-    for (int number = 0; number < combinations(shape); ++number) {
-        storage->start.push_back(static_cast<int32_t>(storage->near_words.size()));
-        storage->length.push_back(0);
-        if (storage->point[number] >= 0) continue;
-        const std::vector<int> found = near(shape, points, levels_of_number(shape, number));
-        storage->length.back() = static_cast<int32_t>(found.size());
-        append_near(*storage, found);
-    }
-    storage->grid = {shape.n_points, shape.group, shape.n_levels, storage->values.data(), storage->words.data(),
-                     storage->point.data(), storage->start.data(), storage->length.data(),
-                     storage->near_words.data(), storage->near_points.data()};
+    Storage &s = *storage;
+    s.values = std::move(values);
+    set_points(s, shape, points);
+    set_lists(s, shape, points);
+    s.grid = {shape.n_points,  shape.group,   shape.n_levels, s.values.data(), word_of(shape, points[0]),
+              s.point.data(),  s.word.data(), s.list.data(),  s.full.data(),   s.full_length.data(),
+              s.near.data()};
     return storage;
 }
 

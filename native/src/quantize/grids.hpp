@@ -10,15 +10,23 @@ enum class GridName { IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_S };
 
 // A combination of levels l0, l1, ... has the number l0 + n_levels l1 + n_levels^2 l2 + ...
 // Its word has four bits for each level, the first lowest: the place of level l of weight i in a table with
-// `entries` places for each weight, i * entries + l modulo 16.
+// `entries` places for each weight, i * entries + l modulo 16. The highest bit is set: words are negative.
+//
+// The reference takes the best of all points in the nearest shells around a combination. Many of them can never
+// be that: another point is nearer in some levels and the same in the others. Lists leave those out. That holds
+// where no other level is nearer to a weight than the combination's own; else the full list is needed.
 struct Grid {
     int n_points, group, n_levels; // group: weights in a combination, 4 or 8
     const int8_t *values;          // [n_points][group] what a reader multiplies with the scale
-    const int32_t *words;          // [n_points]
-    const int32_t *point;          // [n_levels^group] the point that each combination is, or -1
-    const int32_t *start, *length; // [n_levels^group] where the list of those near each other combination is
-    const int32_t *near_words;     // the points near a combination, by distance, then by index: list after list
-    const uint16_t *near_points;   // their indices
+    int32_t first_word;            // of point 0
+    // [n_levels^group]
+    const int32_t *point;       // which point the combination is, or -1
+    const int32_t *word;        // its word if it is a point, or the length of its list
+    const int32_t *list;        // where its list starts
+    const int32_t *full;        // where the full list starts
+    const int32_t *full_length;
+    // lists of the words of points near a combination, by distance, then by index
+    const int32_t *near;
 };
 
 // Places in a table for each weight: the levels, rounded up to a power of two.

@@ -8,6 +8,7 @@
 #include "sub_blocks.hpp"
 
 namespace phi::PHI_ISA {
+namespace {
 
 // ---- types -----------------------------------------------------------------------------------
 
@@ -114,72 +115,64 @@ static inline void set_columns(const float *x, const float *importance, Floats m
 
 // ---- rounding to points ----------------------------------------------------------------------
 
-// The number of the combination of levels that is nearest to the magnitudes of a group.
-template <const Lattice &type> static inline Ints combination(const Floats *x, Floats inverse) {
-    Floats number{};
+// The number of a combination of levels, and where that is sure to have the nearest level for each weight. Where
+// a weight is halfway between two, rounding errors may have another one be nearer.
+struct Combination {
+    Ints number, sure;
+};
+
+template <const Lattice &type> static inline Combination combination(const Floats *x, Floats inverse) {
+    Floats number{}, farthest{};
     for (int i = type.group - 1; i >= 0; --i) {
-        const Floats level = round_even(0.5f * (inverse * x[i] - 1.0f));
-        number = number * (float)type.n_levels + min(max(level, Floats{}), splat(type.n_levels - 1.0f));
+        const Floats exact = min(max(0.5f * (inverse * x[i] - 1.0f), Floats{}), splat(type.n_levels - 1.0f));
+        const Floats level = round_even(exact);
+        number = number * (float)type.n_levels + level;
+        farthest = max(farthest, abs(exact - level));
     }
-    return truncate(number);
+    return {truncate(number), farthest < 0.4999f};
 }
 
 // The same with the reference's rounding, where numbers are too large for the quick one.
 template <const Lattice &type>
-__attribute__((noinline, cold)) static Ints exact_combination(const Floats *x, const Floats &inverse) {
+__attribute__((noinline, cold)) static Combination exact_combination(const Floats *x, const Floats &inverse) {
     Ints number{};
     for (int i = type.group - 1; i >= 0; --i) {
         const Ints level = nearest_int(0.5f * (inverse * x[i] - 1.0f));
         number = number * type.n_levels + min(max(level, Ints{}), splat(type.n_levels - 1));
     }
-    return number;
+    return {number, Ints{}};
 }
 
 // Points for the groups of each sub-block.
 template <const Lattice &type> struct Points {
-    Ints index[type.groups()];
+    Ints words[type.groups()];
     Ints off_grid[type.groups()]; // where the nearest levels are no point, and a near one takes their place
 };
 
-template <const Lattice &type>
-static inline void replace_by_near(const Grid &grid, const Columns<type> &c, Floats scale, const int32_t *combinations,
-                                   const uint16_t *places, int count, int32_t *points) {
-    const auto values = odd_values<type.group, type.entries()>();
-    float scales[LANES];
-    store(scales, scale);
-    for (int i = 0; i < count; ++i) {
-        const int group = places[i] / LANES, lane = places[i] % LANES;
-        const int first = lane * type.size + group * type.group;
-        const auto table = errors(values, c.magnitudes + first, c.roots + first, scales[lane]);
-        points[places[i]] = best_near(grid, combinations[places[i]], table);
-    }
+template <const Lattice &type> static inline Table<type.group, type.entries()> values_of() {
+    return evenly_spaced<type.group, type.entries()>(1, 2);
 }
 
 // Rounds the groups that are wanted: inverse = 1 / scale is for rounding, the scale for judging near points.
 template <const Lattice &type>
 static inline Points<type> nearest_points(const Grid &grid, const Columns<type> &c, Floats inverse, Floats scale,
                                           const Ints *wanted) {
-    constexpr int count = type.groups() * LANES;
-    int32_t combinations[count], points[count];
-    uint16_t places[count + LANES];
-    int n_places = 0;
     const bool quick = all(abs(inverse * c.bound) < MAGIC_LIMIT);
+    const Ints moderate = (scale > 1e-30f) & (scale < 1e30f); // errors keep their relative precision
     Points<type> found;
+    Searches<type.groups()> searches;
     for (int group = 0; group < type.groups(); ++group) {
         const Floats *x = c.x + group * type.group;
-        const Ints number = quick ? combination<type>(x, inverse) : exact_combination<type>(x, inverse);
-        const Ints point = gather(grid.point, number);
-        found.off_grid[group] = point < 0;
-        store(combinations + group * LANES, number);
-        store(points + group * LANES, point);
-        const unsigned searched = lane_bits((point < 0) & wanted[group]);
-        for (int lane = 0; lane < LANES; ++lane) {
-            places[n_places] = group * LANES + lane;
-            n_places += searched >> lane & 1;
-        }
+        const Combination nearest = quick ? combination<type>(x, inverse) : exact_combination<type>(x, inverse);
+        found.off_grid[group] = searches.add(grid, group, nearest.number, wanted[group], nearest.sure & moderate);
     }
-    replace_by_near(grid, c, scale, combinations, places, n_places, points);
-    for (int group = 0; group < type.groups(); ++group) found.index[group] = load<Ints>(points + group * LANES);
+    float scales[LANES];
+    store(scales, scale);
+    searches.run(grid, [&](int place) {
+        const int lane = place % LANES, first = lane * type.size + place / LANES * type.group;
+        return errors(values_of<type>(), c.magnitudes + first, c.roots + first, scales[lane]);
+    });
+    for (int group = 0; group < type.groups(); ++group) found.words[group] = load<Ints>(searches.words + group * LANES);
     return found;
 }
 
@@ -191,13 +184,12 @@ struct Projections {
 };
 
 template <const Lattice &type>
-static inline Projections projections(const Grid &grid, const Columns<type> &c, const Ints *points) {
-    const auto values = odd_values<type.group, type.entries()>();
+static inline Projections projections(const Columns<type> &c, const Ints *words) {
+    const auto values = values_of<type>();
     Projections sums{};
     for (int group = 0; group < type.groups(); ++group) {
-        const Ints words = gather(grid.words, points[group]);
         for (int i = 0; i < type.group; ++i) {
-            const Floats value = values.look_up(i, words >> 4 * i);
+            const Floats value = values.look_up(i, words[group] >> 4 * i);
             const int weight = group * type.group + i;
             sums.xv += c.wx[weight] * value;
             sums.vv += c.w[weight] * value * value;
@@ -217,19 +209,19 @@ static inline void try_scales(const Grid &grid, const Columns<type> &c, Floats s
     Floats gain{};
     Ints wanted[type.groups()];
     for (int group = 0; group < type.groups(); ++group) {
-        best.points.index[group] = splat(grid.point[0]);
+        best.points.words[group] = splat(grid.word[0]); // the lowest levels
         best.points.off_grid[group] = splat(type.last_round == LastRound::all ? -1 : 0);
         wanted[group] = used;
     }
     for (int trial = -type.trials; trial <= type.trials; ++trial) {
         const Floats inverse = (type.top() + trial * type.step) / start;
         const Points<type> tried = nearest_points(grid, c, inverse, 1.0f / inverse, wanted);
-        const Projections sums = projections(grid, c, tried.index);
+        const Projections sums = projections(c, tried.words);
         const Ints better = (sums.vv > 0.0f) & (sums.xv * sums.xv > gain * sums.vv);
         best.scale = select(better, sums.xv / sums.vv, best.scale);
         gain = select(better, best.scale * sums.xv, gain);
         for (int group = 0; group < type.groups(); ++group) {
-            best.points.index[group] = select(better, tried.index[group], best.points.index[group]);
+            best.points.words[group] = select(better, tried.words[group], best.points.words[group]);
             best.points.off_grid[group] = select(better, tried.off_grid[group], best.points.off_grid[group]);
         }
     }
@@ -249,10 +241,10 @@ static inline void round_again(const Grid &grid, const Columns<type> &c, Ints us
     const Points<type> found = nearest_points(grid, c, 1.0f / fit.scale, fit.scale, again);
     Ints refitted{};
     for (int group = 0; group < type.groups(); ++group) {
-        fit.points.index[group] = select(again[group], found.index[group], fit.points.index[group]);
+        fit.points.words[group] = select(again[group], found.words[group], fit.points.words[group]);
         refitted |= again[group];
     }
-    const Projections sums = projections(grid, c, fit.points.index);
+    const Projections sums = projections(c, fit.points.words);
     fit.scale = select(refitted & (sums.vv > 0.0f), sums.xv / sums.vv, fit.scale);
 }
 
@@ -266,15 +258,14 @@ template <const Lattice &type> struct Found {
 };
 
 template <const Lattice &type>
-static inline void keep(const Columns<type> &c, const Fit<type> &fit, Ints used, int first, Found<type> &found) {
-    const Ints signs = select(fit.scale < 0.0f, ~c.signs, c.signs) & used;
+static inline void keep(const Grid &grid, const Columns<type> &c, const Fit<type> &fit, Ints used, int first,
+                        Found<type> &found) {
     store(found.scales + first, select(used, abs(fit.scale), Floats{}));
-    store(found.signs + first, signs);
-    const unsigned bits = lane_bits(used);
-    for (int lane = 0; lane < LANES; ++lane) {
-        found.empty[first + lane] = !(bits >> lane & 1);
-        for (int group = 0; group < type.groups(); ++group)
-            found.points[first + lane][group] = (fit.points.index[group] & used)[lane];
+    store(found.signs + first, select(fit.scale < 0.0f, ~c.signs, c.signs) & used);
+    for (int lane = 0; lane < LANES; ++lane) found.empty[first + lane] = !used[lane];
+    for (int group = 0; group < type.groups(); ++group) {
+        const Ints points = points_of<type.group, type.n_levels>(grid, fit.points.words[group]) & used;
+        for (int lane = 0; lane < LANES; ++lane) found.points[first + lane][group] = points[lane];
     }
 }
 
@@ -299,27 +290,11 @@ static inline void search(const Grid &grid, const float *x, const float *importa
         }
         try_scales(grid, c, start, used, fit);
         round_again(grid, c, used, fit);
-        keep(c, fit, used, first, found);
+        keep(grid, c, fit, used, first, found);
     }
 }
 
 // ---- packing ---------------------------------------------------------------------------------
-
-// The common scale of a block and the codes of its own.
-struct BlockScale {
-    float d;
-    uint8_t codes[16];
-    bool empty; // nothing in the whole block
-};
-
-template <const Lattice &type> static inline BlockScale scale_codes(const float *scales) {
-    const float peak = largest(scales, type.sub_blocks());
-    BlockScale found{peak / 31, {}, peak == 0};
-    if (found.empty) return found;
-    const float inverse = 1 / found.d;
-    for (int j = 0; j < type.sub_blocks(); ++j) found.codes[j] = odd_code(inverse, scales[j], 15);
-    return found;
-}
 
 static inline void pack_pairs(const uint8_t *codes, int n, uint8_t *packed) {
     for (int j = 0; j < n / 2; ++j) packed[j] = codes[2 * j] | codes[2 * j + 1] << 4;
@@ -335,7 +310,7 @@ static inline uint32_t signs_and_scale(uint32_t signs, uint32_t code) {
 // Each packs what was found for the sub-blocks from `first` on into a block that is all zero.
 
 static inline void pack(const Found<IQ2_XXS> &found, int first, BlockIQ2_XXS &out) {
-    const BlockScale scale = scale_codes<IQ2_XXS>(found.scales + first);
+    const BlockScale scale = scale_codes<8, 15>(found.scales + first);
     if (scale.empty) return;
     out.d = narrow_f16(scale.d);
     for (int j = 0; j < 8; ++j) {
@@ -347,7 +322,7 @@ static inline void pack(const Found<IQ2_XXS> &found, int first, BlockIQ2_XXS &ou
 }
 
 static inline void pack(const Found<IQ2_XS> &found, int first, BlockIQ2_XS &out) {
-    const BlockScale scale = scale_codes<IQ2_XS>(found.scales + first);
+    const BlockScale scale = scale_codes<16, 15>(found.scales + first);
     if (scale.empty) return;
     out.d = narrow_f16(scale.d);
     pack_pairs(scale.codes, 16, out.scales);
@@ -358,7 +333,7 @@ static inline void pack(const Found<IQ2_XS> &found, int first, BlockIQ2_XS &out)
 }
 
 static inline void pack(const Found<IQ2_S> &found, int first, BlockIQ2_S &out) {
-    const BlockScale scale = scale_codes<IQ2_S>(found.scales + first);
+    const BlockScale scale = scale_codes<16, 15>(found.scales + first);
     out.d = narrow_f16(scale.d * 0.9875f);
     pack_pairs(scale.codes, 16, out.scales);
     for (int j = 0; j < 32; ++j) {
@@ -370,7 +345,7 @@ static inline void pack(const Found<IQ2_S> &found, int first, BlockIQ2_S &out) {
 }
 
 static inline void pack(const Found<IQ3_XXS> &found, int first, BlockIQ3_XXS &out) {
-    const BlockScale scale = scale_codes<IQ3_XXS>(found.scales + first);
+    const BlockScale scale = scale_codes<8, 15>(found.scales + first);
     if (scale.empty) return;
     out.d = narrow_f16(scale.d * 1.0125f);
     for (int j = 0; j < 8; ++j) {
@@ -383,7 +358,7 @@ static inline void pack(const Found<IQ3_XXS> &found, int first, BlockIQ3_XXS &ou
 // Where a sub-block is empty, those after it are stored one place too early, and are read wrongly: a mistake in
 // ggml, kept for the same bytes. Ninth bits and scales stay in their place.
 static inline void pack(const Found<IQ3_S> &found, int first, BlockIQ3_S &out) {
-    const BlockScale scale = scale_codes<IQ3_S>(found.scales + first);
+    const BlockScale scale = scale_codes<8, 15>(found.scales + first);
     out.d = narrow_f16(scale.d * 1.033f);
     pack_pairs(scale.codes, 8, out.scales);
     for (int j = 0, place = 0; j < 8; ++j) {
@@ -492,6 +467,8 @@ template <const Lattice &type, class Block> static void dequantize(const void *d
             }
         }
 }
+
+} // namespace
 
 const Quantizer quantizer_iq3_s = {quantize<IQ3_S, BlockIQ3_S>, dequantize<IQ3_S, BlockIQ3_S>,
                                    quantize_weighted<IQ3_S, BlockIQ3_S>};

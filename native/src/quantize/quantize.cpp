@@ -35,6 +35,8 @@ static constexpr std::array<TypeInfo, N_TYPES> TYPES = {{
     {Type::IQ2_S, "IQ2_S", SUPER_BLOCK, sizeof(BlockIQ2_S)},
     {Type::IQ2_XS, "IQ2_XS", SUPER_BLOCK, sizeof(BlockIQ2_XS)},
     {Type::IQ2_XXS, "IQ2_XXS", SUPER_BLOCK, sizeof(BlockIQ2_XXS)},
+    {Type::IQ1_M, "IQ1_M", SUPER_BLOCK, sizeof(BlockIQ1_M)},
+    {Type::IQ1_S, "IQ1_S", SUPER_BLOCK, sizeof(BlockIQ1_S)},
     {Type::TQ1_0, "TQ1_0", SUPER_BLOCK, sizeof(BlockTQ1_0)},
     {Type::TQ2_0, "TQ2_0", SUPER_BLOCK, sizeof(BlockTQ2_0)},
     {Type::MXFP4, "MXFP4", BLOCK, sizeof(BlockMXFP4)},
@@ -65,6 +67,8 @@ static std::optional<GridName> grid_of(Type type) {
     case Type::IQ2_S: return GridName::IQ2_S;
     case Type::IQ2_XS: return GridName::IQ2_XS;
     case Type::IQ2_XXS: return GridName::IQ2_XXS;
+    case Type::IQ1_M: return GridName::IQ1_S;
+    case Type::IQ1_S: return GridName::IQ1_S;
     default: return std::nullopt;
     }
 }

@@ -16,6 +16,7 @@ enum class Type {
     Q4_K, Q5_K, Q6_K,
     IQ4_NL, IQ4_XS,
     IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS,
+    IQ1_M, IQ1_S,
     TQ1_0, TQ2_0,
     MXFP4, NVFP4,
     Q1_0, Q2_0,

@@ -12,6 +12,7 @@ const QuantizerTable quantizer_table = {
         &quantizer_q4_k, &quantizer_q5_k, &quantizer_q6_k,
         &quantizer_iq4_nl, &quantizer_iq4_xs,
         &quantizer_iq3_s, &quantizer_iq3_xxs, &quantizer_iq2_s, &quantizer_iq2_xs, &quantizer_iq2_xxs,
+        &quantizer_iq1_m, &quantizer_iq1_s,
         &quantizer_tq1_0, &quantizer_tq2_0,
         &quantizer_mxfp4, &quantizer_nvfp4,
         &quantizer_q1_0, &quantizer_q2_0,

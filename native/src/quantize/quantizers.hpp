@@ -18,6 +18,8 @@ extern const Quantizer quantizer_q4_k, quantizer_q5_k, quantizer_q6_k;
 extern const Quantizer quantizer_iq4_nl, quantizer_iq4_xs;
 // lattice.cpp
 extern const Quantizer quantizer_iq3_s, quantizer_iq3_xxs, quantizer_iq2_s, quantizer_iq2_xs, quantizer_iq2_xxs;
+// iq1.cpp
+extern const Quantizer quantizer_iq1_m, quantizer_iq1_s;
 // ternary.cpp
 extern const Quantizer quantizer_tq1_0, quantizer_tq2_0;
 // small_floats.cpp

@@ -38,9 +38,10 @@ static inline void for_each_batch(const float *x, const float *importance, int64
 // ---- rows and columns ------------------------------------------------------------------------
 
 // Loads LANES runs of n consecutive floats, one run a lane: value i of run r goes to lane r of columns[i].
-template <int n> static inline void load_columns(const float *x, Floats *columns) {
+// Runs begin `stride` floats apart.
+template <int n, int stride = n> static inline void load_columns(const float *x, Floats *columns) {
     for (int i = 0; i < n; i += LANES) {
-        for (int lane = 0; lane < LANES; ++lane) columns[i + lane] = load<Floats>(x + lane * n + i);
+        for (int lane = 0; lane < LANES; ++lane) columns[i + lane] = load<Floats>(x + lane * stride + i);
         transpose(columns + i);
     }
 }
@@ -61,10 +62,9 @@ template <int n> static inline void store_columns(const Floats *columns, float *
 static inline Floats mean_squares(const float *x, float factor) {
     Floats sum{};
     for (int i = 0; i < SUPER_BLOCK; i += LANES) {
-        Floats square[LANES];
-        for (int lane = 0; lane < LANES; ++lane) square[lane] = load<Floats>(x + lane * SUPER_BLOCK + i);
-        transpose(square);
-        for (int k = 0; k < LANES; ++k) sum += square[k] * square[k];
+        Floats columns[LANES];
+        load_columns<LANES, SUPER_BLOCK>(x + i, columns);
+        for (int k = 0; k < LANES; ++k) sum += columns[k] * columns[k];
     }
     return factor * sum / (float)SUPER_BLOCK;
 }
@@ -78,16 +78,24 @@ template <int sub_blocks> static inline Floats of_sub_blocks(const float *of_blo
 
 // ---- scales ----------------------------------------------------------------------------------
 
-static inline float largest(const float *values, int n) {
-    float found = 0;
-    for (int i = 0; i < n; ++i) found = found > values[i] ? found : values[i];
-    return found;
-}
+// The common scale of a super-block's scales, and their codes: l stands for 2 l + 1.
+struct BlockScale {
+    float d;
+    uint8_t codes[16];
+    bool empty; // nothing in the whole super-block
+};
 
-// The code of a scale: l stands for 2 l + 1.
-static inline int odd_code(float inverse, float scale, int highest) {
-    const int code = nearest_int(0.5f * (inverse * scale - 1));
-    return code < 0 ? 0 : code < highest ? code : highest;
+template <int n, int highest> static inline BlockScale scale_codes(const float *scales) {
+    float peak = 0;
+    for (int i = 0; i < n; ++i) peak = peak > scales[i] ? peak : scales[i];
+    BlockScale found{peak / (2 * highest + 1), {}, peak == 0};
+    if (found.empty) return found;
+    const float inverse = 1 / found.d;
+    for (int i = 0; i < n; ++i) {
+        const int code = nearest_int(0.5f * (inverse * scales[i] - 1));
+        found.codes[i] = code < 0 ? 0 : code < highest ? code : highest;
+    }
+    return found;
 }
 
 } // namespace phi::PHI_ISA
