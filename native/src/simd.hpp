@@ -183,7 +183,9 @@ static inline Halves narrow_f16(Floats v) {
 #endif
 #endif
 
-template <int... lane> static inline Ints lane_bits(std::integer_sequence<int, lane...>) { return Ints{(1 << lane)...}; }
+template <int... lane> static inline Ints lane_bits(std::integer_sequence<int, lane...>) {
+    return Ints{(1 << lane)...};
+}
 
 static inline Ints lane_mask(uint32_t bits) {
     return (splat((int32_t)bits) & lane_bits(std::make_integer_sequence<int, LANES>())) != 0;
