@@ -17,7 +17,7 @@ def isa() -> str:
 def isas() -> list[str]:
     """Names of the instruction sets that can run here, slowest first."""
 
-# ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K.
+# ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K.
 # Arrays are C-contiguous; isa forces an instruction set; the GIL is released.
 
 def quantize(

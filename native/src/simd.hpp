@@ -68,6 +68,10 @@ constexpr float MAGIC_LIMIT = 4194303.0f;
 static inline Ints nearest_int(Floats v) { return (bits(v + MAGIC) & 0x007fffff) - 0x00400000; }
 static inline int nearest_int(float v) { return nearest_int(splat(v))[0]; }
 
+// nearest_int as a float, and its low byte as a float: put below the exponent of 2^23, bits count from there.
+static inline Floats nearest_float(Floats v) { return from_bits((bits(v + MAGIC) & 0x007fffff) | 0x4b000000) - MAGIC; }
+static inline Floats nearest_byte(Floats v) { return from_bits((bits(v + MAGIC) & 255) | 0x4b000000) - 0x1p23f; }
+
 // ---- bfloat16: the upper half of a float -----------------------------------------------------
 
 static inline Floats widen_bf16(Halves h) { return from_bits(__builtin_convertvector(h, Ints) << 16); }
@@ -82,7 +86,7 @@ static inline Halves narrow_bf16(Floats v) {
 // truncate    toward zero; INT32_MIN where the result does not fit, as x86 answers and so llama.cpp
 // round_even  as nearest_int, but the result is a float
 // store_bytes the low byte of each lane; load_bytes, load_signed_bytes back
-// narrow_f16  float to float16, ties to even; v is a number, or infinite; widen_f16 back
+// narrow_f16  float to float16, ties to even; widen_f16 back
 
 #if defined(PHI_ISA_avx512)
 
@@ -157,6 +161,7 @@ static inline Halves narrow_f16(Floats v) {
     const Ints subnormal = bits(from_bits(magnitude) + 0.5f) - bits(splat(0.5f));
     Ints half = select(magnitude < (113 << 23), subnormal, normal);
     half = select(magnitude >= (143 << 23), splat(0x7c00), half);
+    half = select(magnitude > (255 << 23), splat(0x7e00), half);
     return __builtin_convertvector(half | ((bits(v) >> 16) & 0x8000), Halves);
 }
 
@@ -215,7 +220,10 @@ static inline FloatPair round_even(FloatPair x) { return {round_even(x.a), round
 static inline FloatPair splat_pair(float value) { return {splat(value), splat(value)}; }
 static inline FloatPair to_floats(IntPair x) { return {to_floats(x.a), to_floats(x.b)}; }
 static inline IntPair nearest_int(FloatPair x) { return {nearest_int(x.a), nearest_int(x.b)}; }
+static inline FloatPair nearest_float(FloatPair x) { return {nearest_float(x.a), nearest_float(x.b)}; }
+static inline FloatPair nearest_byte(FloatPair x) { return {nearest_byte(x.a), nearest_byte(x.b)}; }
 static inline bool all(IntPair mask) { return all(mask.a & mask.b); }
+static inline bool any(IntPair mask) { return any(mask.a) || any(mask.b); }
 
 // ---- transpose -------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ static constexpr std::array<TypeInfo, N_TYPES> TYPES = {{
     {Type::BF16, "BF16", 1, 2},
     {Type::Q8_0, "Q8_0", BLOCK, sizeof(BlockQ8_0)},
     {Type::Q4_0, "Q4_0", BLOCK, sizeof(BlockQ4_0)},
+    {Type::Q2_K, "Q2_K", SUPER_BLOCK, sizeof(BlockQ2_K)},
+    {Type::Q3_K, "Q3_K", SUPER_BLOCK, sizeof(BlockQ3_K)},
     {Type::Q4_K, "Q4_K", SUPER_BLOCK, sizeof(BlockQ4_K)},
     {Type::Q5_K, "Q5_K", SUPER_BLOCK, sizeof(BlockQ5_K)},
     {Type::Q6_K, "Q6_K", SUPER_BLOCK, sizeof(BlockQ6_K)},

@@ -10,7 +10,7 @@
 
 namespace phi {
 
-enum class Type { F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K };
+enum class Type { F32, F16, BF16, Q8_0, Q4_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K };
 
 struct TypeInfo {
     Type type;

@@ -5,7 +5,7 @@
 
 namespace phi {
 
-constexpr int N_TYPES = 8;
+constexpr int N_TYPES = 10;
 
 // The functions of a type, on consecutive blocks.
 struct Quantizer {
