@@ -17,8 +17,8 @@ def isa() -> str:
 def isas() -> list[str]:
     """Names of the instruction sets that can run here, slowest first."""
 
-# ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K,
-# IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS,
+# ---- quantizers: type is one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
+# Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS,
 # IQ1_M, IQ1_S, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0.
 # Arrays are C-contiguous; isa forces an instruction set; the GIL is released.
 

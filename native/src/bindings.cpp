@@ -112,6 +112,8 @@ static nb::dict block_layouts() {
     LAYOUT(Q4_1, FIELD(Q4_1, d), FIELD(Q4_1, m), FIELD(Q4_1, qs))
     LAYOUT(Q5_0, FIELD(Q5_0, d), FIELD(Q5_0, qh), FIELD(Q5_0, qs))
     LAYOUT(Q5_1, FIELD(Q5_1, d), FIELD(Q5_1, m), FIELD(Q5_1, qh), FIELD(Q5_1, qs))
+    LAYOUT(Q2_K, FIELD(Q2_K, scales), FIELD(Q2_K, qs), FIELD(Q2_K, d), FIELD(Q2_K, dmin))
+    LAYOUT(Q3_K, FIELD(Q3_K, hmask), FIELD(Q3_K, qs), FIELD(Q3_K, scales), FIELD(Q3_K, d))
     LAYOUT(Q4_K, FIELD(Q4_K, d), FIELD(Q4_K, dmin), FIELD(Q4_K, scales), FIELD(Q4_K, qs))
     LAYOUT(Q5_K, FIELD(Q5_K, d), FIELD(Q5_K, dmin), FIELD(Q5_K, scales), FIELD(Q5_K, qh), FIELD(Q5_K, qs))
     LAYOUT(Q6_K, FIELD(Q6_K, ql), FIELD(Q6_K, qh), FIELD(Q6_K, scales), FIELD(Q6_K, d))

@@ -40,6 +40,22 @@ struct BlockQ5_1 {
     uint8_t qs[BLOCK / 2];
 };
 
+// Sixteen sub-blocks of 16 weights: value = d * scale * q - dmin * minimum
+struct BlockQ2_K {
+    uint8_t scales[SUPER_BLOCK / 16]; // scale low, minimum high
+    uint8_t qs[SUPER_BLOCK / 4];      // byte 32h + l: q of weights 128h + l, + 32, + 64, + 96
+    uint16_t d;
+    uint16_t dmin;
+};
+
+// Sixteen sub-blocks of 16 weights: value = d * (scale - 32) * (q - 4)
+struct BlockQ3_K {
+    uint8_t hmask[SUPER_BLOCK / 8]; // bit g of byte l: third bit of q of weight 32g + l
+    uint8_t qs[SUPER_BLOCK / 4];    // low two bits, as in Q2_K
+    uint8_t scales[12];             // 6 bits each
+    uint16_t d;
+};
+
 // Eight sub-blocks of 32 weights: value = d * scale * q - dmin * minimum
 struct BlockQ4_K {
     uint16_t d;
@@ -164,6 +180,10 @@ static_assert(sizeof(BlockQ4_1) == 20 && offsetof(BlockQ4_1, m) == 2 && offsetof
 static_assert(sizeof(BlockQ5_0) == 22 && offsetof(BlockQ5_0, qh) == 2 && offsetof(BlockQ5_0, qs) == 6);
 static_assert(sizeof(BlockQ5_1) == 24 && offsetof(BlockQ5_1, m) == 2 && offsetof(BlockQ5_1, qh) == 4 &&
               offsetof(BlockQ5_1, qs) == 8);
+static_assert(sizeof(BlockQ2_K) == 84 && offsetof(BlockQ2_K, qs) == 16 && offsetof(BlockQ2_K, d) == 80 &&
+              offsetof(BlockQ2_K, dmin) == 82);
+static_assert(sizeof(BlockQ3_K) == 110 && offsetof(BlockQ3_K, qs) == 32 && offsetof(BlockQ3_K, scales) == 96 &&
+              offsetof(BlockQ3_K, d) == 108);
 static_assert(sizeof(BlockQ4_K) == 144 && offsetof(BlockQ4_K, dmin) == 2 && offsetof(BlockQ4_K, scales) == 4 &&
               offsetof(BlockQ4_K, qs) == 16);
 static_assert(sizeof(BlockQ5_K) == 176 && offsetof(BlockQ5_K, dmin) == 2 && offsetof(BlockQ5_K, scales) == 4 &&

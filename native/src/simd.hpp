@@ -68,6 +68,10 @@ constexpr float MAGIC_LIMIT = 4194303.0f;
 static inline Ints nearest_int(Floats v) { return (bits(v + MAGIC) & 0x007fffff) - 0x00400000; }
 static inline int nearest_int(float v) { return nearest_int(splat(v))[0]; }
 
+// nearest_int as a float, and its low byte as a float: put below the exponent of 2^23, bits count from there.
+static inline Floats nearest_float(Floats v) { return from_bits((bits(v + MAGIC) & 0x007fffff) | 0x4b000000) - MAGIC; }
+static inline Floats nearest_byte(Floats v) { return from_bits((bits(v + MAGIC) & 255) | 0x4b000000) - 0x1p23f; }
+
 // ---- bfloat16: the upper half of a float -----------------------------------------------------
 
 static inline Floats widen_bf16(Halves h) { return from_bits(__builtin_convertvector(h, Ints) << 16); }
@@ -191,6 +195,7 @@ static inline Ints lane_mask(uint32_t bits) {
     return (splat((int32_t)bits) & lane_bits(std::make_integer_sequence<int, LANES>())) != 0;
 }
 
+static inline Ints clamp(Ints v, int low, int high) { return min(max(v, splat(low)), splat(high)); }
 static inline bool all(Ints mask) { return !any(~mask); }
 
 // Ties away from zero, as roundf. The largest float below 1/2 is added, not 1/2, which would carry 0.49999997
@@ -243,7 +248,10 @@ static inline FloatPair round_even(FloatPair x) { return {round_even(x.a), round
 static inline FloatPair splat_pair(float value) { return {splat(value), splat(value)}; }
 static inline FloatPair to_floats(IntPair x) { return {to_floats(x.a), to_floats(x.b)}; }
 static inline IntPair nearest_int(FloatPair x) { return {nearest_int(x.a), nearest_int(x.b)}; }
+static inline FloatPair nearest_float(FloatPair x) { return {nearest_float(x.a), nearest_float(x.b)}; }
+static inline FloatPair nearest_byte(FloatPair x) { return {nearest_byte(x.a), nearest_byte(x.b)}; }
 static inline bool all(IntPair mask) { return all(mask.a & mask.b); }
+static inline bool any(IntPair mask) { return any(mask.a) || any(mask.b); }
 
 // ---- transpose -------------------------------------------------------------------------------
 

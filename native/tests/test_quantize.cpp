@@ -124,6 +124,8 @@ constexpr Golden GOLDEN[] = {
     {"Q4_1", 0x685344717a522764, 0x3a41fe70dd10abab},
     {"Q5_0", 0x48f28e8c74a86dc2, 0xc66014aaa0c3edce},
     {"Q5_1", 0x72ef93b9440f9a24, 0x639f1b3c2fc63c6d},
+    {"Q2_K", 0x49809060551f7cfe, 0xe03f73660a36b0ef},
+    {"Q3_K", 0x9c537eafd0627446, 0xb55aa2702c4311fa},
     {"Q4_K", 0x86d7835ff062d611, 0x3d612b25150bb18c},
     {"Q5_K", 0xbd9d8cd854530581, 0x5bb4c1b1f13cce40},
     {"Q6_K", 0xb212286c541db967, 0x98afae85d68d1c1b},
@@ -153,6 +155,56 @@ static void test_golden(Isa isa) {
         std::snprintf(got, sizeof got, "hashes 0x%016llx, 0x%016llx", (unsigned long long)blocks_hash,
                       (unsigned long long)values_hash);
         check(blocks_hash == golden.blocks && values_hash == golden.values, label(info, isa, got));
+    }
+}
+
+// How much the columns count: nothing for every eighth or so.
+static float importance_of(uint64_t column) {
+    const uint64_t z = random_bits(column + (1 << 20));
+    return z % 8 == 0 ? 0.0f : float(z >> 40) * 0x1p-24f;
+}
+
+static Bytes quantized_with_importance(const TypeInfo &info, const Floats &x, int64_t n, Isa isa, int threads) {
+    Floats importance(n);
+    for (int64_t i = 0; i < n; ++i) importance[i] = importance_of(i);
+    Bytes out(x.size() / n * info.row_bytes(n) + 1, 0x55);
+    phi::quantize(info.type, Type::F32, x.data(), x.size() / n, n, out.data(), threads, isa, importance.data());
+    check(out.back() == 0x55, label(info, isa, "written past the end with importance"));
+    out.pop_back();
+    return out;
+}
+
+struct WeightedGolden {
+    const char *type;
+    uint64_t blocks; // hash over all cases
+};
+
+constexpr WeightedGolden WEIGHTED_GOLDEN[] = {
+    {"Q2_K", 0x58070ae3252e0e53},
+    {"Q3_K", 0xb7ab8daa3a195502},
+    {"Q4_K", 0x73de15f6fb14f644},
+    {"Q5_K", 0xdc5e45fa3195b9ad},
+    {"Q6_K", 0xf5424418c17d56f8},
+};
+
+static void test_importance(Isa isa) {
+    for (const WeightedGolden &golden : WEIGHTED_GOLDEN) {
+        const TypeInfo &info = phi::type_info(golden.type);
+        uint64_t blocks_hash = 0xcbf29ce484222325u;
+        for (const Case &c : CASES) {
+            const Bytes blocks = quantized_with_importance(info, rows_of(c), N, isa, 3);
+            blocks_hash = hash(blocks_hash, blocks.data(), blocks.size());
+        }
+        char got[80];
+        std::snprintf(got, sizeof got, "with importance, hash 0x%016llx", (unsigned long long)blocks_hash);
+        check(blocks_hash == golden.blocks, label(info, isa, got));
+        for (int64_t n = info.block; n <= 35 * info.block; n += info.block) {
+            Floats row = rows_of(CASES[1]);
+            row.resize(n);
+            check(quantized_with_importance(info, row, n, isa, 1) ==
+                      quantized_with_importance(info, row, n, Isa::scalar, 1),
+                  label(info, isa, std::to_string(n) + " columns with importance"));
+        }
     }
 }
 
@@ -260,6 +312,7 @@ int main() {
     set_stand_in_grids();
     for (Isa isa : phi::available_isas()) {
         test_golden(isa);
+        test_importance(isa);
         test_any_number_of_blocks(isa);
         test_threads(isa);
         test_sources(isa);

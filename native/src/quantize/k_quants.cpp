@@ -5,7 +5,6 @@
 #include "../blocks.hpp"
 #include "quantizers.hpp"
 #include "super_blocks.hpp"
-#include "scale_search.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -14,13 +13,8 @@ namespace phi::PHI_ISA {
 constexpr int AFFINE_SUB_BLOCKS = 8; // of 32 weights
 constexpr int AFFINE_GROUP = group_of(AFFINE_SUB_BLOCKS);
 
-// What was found for the sub-blocks of a group, in the order of memory.
-template <int count> struct AffineResults {
-    float scale[count], minimum[count], inverse[count], base[count];
-};
-
 // How much each weight counts: its magnitude plus the root mean square of its sub-block.
-static inline void importance(const FloatPair *columns, FloatPair *w) {
+static inline void sub_block_weights(const FloatPair *columns, FloatPair *w) {
     FloatPair sum{};
     for (int i = 0; i < BLOCK; ++i) sum += columns[i] * columns[i];
     const FloatPair root_mean_square = sqrt(sum / (float)BLOCK);
@@ -32,12 +26,8 @@ static inline void search(const float *x, float first_trial, int n_steps, Affine
     for (int first = 0; first < count; first += PAIR_LANES) {
         FloatPair columns[BLOCK], w[BLOCK]; // [weight of the sub-block], lane: sub-block
         load_transposed<BLOCK>(x + first * BLOCK, columns);
-        importance(columns, w);
-        const Affine found = affine_search<BLOCK, n_max>(columns, w, first_trial, 0.1f, n_steps);
-        store(results.scale + first, found.scale);
-        store(results.minimum + first, -found.minimum); // positive: to be subtracted
-        store(results.inverse + first, found.inverse);
-        store(results.base + first, found.base);
+        sub_block_weights(columns, w);
+        results.set(first, affine_search<BLOCK, n_max>(columns, w, first_trial, 0.1f, n_steps));
     }
 }
 
@@ -45,8 +35,7 @@ static inline void search(const float *x, float first_trial, int n_steps, Affine
 
 // Quantizes the 8 scales (or minima) of a super-block: the largest gets code 63. Returns their common scale.
 static inline float six_bit_codes(const float *values, uint8_t *codes) {
-    float largest = 0;
-    for (int j = 0; j < 8; ++j) largest = values[j] > largest ? values[j] : largest;
+    const float largest = largest_of<8>(values);
     const float inverse = largest > 0 ? 63.0f / largest : 0.0f;
     for (int j = 0; j < 8; ++j) {
         const uint8_t code = (uint8_t)nearest_int(inverse * values[j]); // below zero wraps around, as in ggml
@@ -74,33 +63,42 @@ static inline void unpack_scales_and_minima(const uint8_t *packed, uint8_t *scal
     }
 }
 
-// How the weights of a sub-block become codes: nearest_int((x + below) / step) where the step is not zero,
-// else as the search left them, nearest_int(inverse * (x - base)).
-struct AffineCoder {
-    float step, below, inverse, base;
-};
-
-// Sets d, dmin and the scales of the super-block whose sub-blocks begin at `first`, and how to code them.
+// Sets d, dmin and the scales of the super-block whose sub-blocks begin at `first`.
 template <class Block, int count>
-static inline void set_scales(const AffineResults<count> &found, int first, Block &out, AffineCoder *coders) {
+static inline void set_scales(const AffineResults<count> &found, int first, Block &out) {
     uint8_t scales[8], minima[8];
     out.d = narrow_f16(six_bit_codes(found.scale + first, scales));
     out.dmin = narrow_f16(six_bit_codes(found.minimum + first, minima));
     pack_scales_and_minima(scales, minima, out.scales);
-    const float d = widen_f16(out.d), dmin = widen_f16(out.dmin); // as a reader of the file will see them
-    for (int j = 0; j < 8; ++j)
-        coders[j] = {d * scales[j], dmin * minima[j], found.inverse[first + j], found.base[first + j]};
+}
+
+// The same for a super-block of a batch. Of a code that wrapped around, Q4_K keeps the bits that fit.
+template <class Block>
+static inline void set_scales(const WeightedAffine<AFFINE_SUB_BLOCKS> &found, int block, Block &out) {
+    constexpr int largest_code = __is_same(Block, BlockQ5_K) ? 63 : 255;
+    uint8_t scales[8], minima[8];
+    for (int j = 0; j < 8; ++j) {
+        scales[j] = found.scales[j][block] < largest_code ? found.scales[j][block] : largest_code;
+        minima[j] = found.minima[j][block] < largest_code ? found.minima[j][block] : largest_code;
+    }
+    out.d = narrow_f16(found.d[block]);
+    out.dmin = narrow_f16(found.dmin[block]);
+    pack_scales_and_minima(scales, minima, out.scales);
 }
 
 // ---- Q4_K and Q5_K, steps 3 and 4: the codes -------------------------------------------------
 
-template <int n_max> static inline Ints code(const float *x, const AffineCoder &coder) {
-    const Floats v = load<Floats>(x);
-    if (coder.step == 0) return clamp(nearest_int(coder.inverse * (v - coder.base)), 0, n_max);
-    return clamp(nearest_int((v + coder.below) / coder.step), 0, n_max);
+// How to code the weights of the super-block whose sub-blocks begin at `first`.
+template <class Block, int count>
+static inline void set_coders(const AffineResults<count> &found, int first, const Block &block, AffineCoder *coders) {
+    uint8_t scales[8], minima[8]; // as a reader of the file will see them
+    unpack_scales_and_minima(block.scales, scales, minima);
+    const float d = widen_f16(block.d), dmin = widen_f16(block.dmin);
+    for (int j = 0; j < 8; ++j)
+        coders[j] = {d * scales[j], dmin * minima[j], found.inverse[first + j], found.base[first + j]};
 }
 
-static inline void set_codes(const float *x, const AffineCoder *coders, BlockQ4_K &out) {
+static inline void pack_codes(const float *x, const AffineCoder *coders, BlockQ4_K &out) {
     for (int g = 0; g < 4; ++g) // 64 weights: sub-blocks 2g and 2g + 1
         for (int l = 0; l < BLOCK; l += LANES) {
             const Ints low = code<15>(x + 64 * g + l, coders[2 * g]);
@@ -109,7 +107,7 @@ static inline void set_codes(const float *x, const AffineCoder *coders, BlockQ4_
         }
 }
 
-static inline void set_codes(const float *x, const AffineCoder *coders, BlockQ5_K &out) {
+static inline void pack_codes(const float *x, const AffineCoder *coders, BlockQ5_K &out) {
     for (int l = 0; l < BLOCK; l += LANES) {
         Ints fifth_bits{};
         for (int g = 0; g < 4; ++g) {
@@ -122,17 +120,37 @@ static inline void set_codes(const float *x, const AffineCoder *coders, BlockQ5_
     }
 }
 
+template <class Block, int count>
+static inline void set_codes(const float *x, const AffineResults<count> &found, int first, Block &out) {
+    AffineCoder coders[AFFINE_SUB_BLOCKS];
+    set_coders(found, first, out, coders);
+    pack_codes(x, coders, out);
+}
+
 template <int n_max, class Block>
 static inline void quantize_affine(const float *x, int64_t n_blocks, Block *out, float first_trial, int n_steps) {
     for_each_group<AFFINE_GROUP>(x, n_blocks, out, [=](const float *x, Block *out, int blocks) {
         AffineResults<AFFINE_GROUP * AFFINE_SUB_BLOCKS> found;
         search<n_max>(x, first_trial, n_steps, found);
         for (int block = 0; block < blocks; ++block) {
-            AffineCoder coders[AFFINE_SUB_BLOCKS];
-            set_scales(found, block * AFFINE_SUB_BLOCKS, out[block], coders);
-            set_codes(x + block * SUPER_BLOCK, coders, out[block]);
+            set_scales(found, block * AFFINE_SUB_BLOCKS, out[block]);
+            set_codes(x + block * SUPER_BLOCK, found, block * AFFINE_SUB_BLOCKS, out[block]);
         }
     });
+}
+
+template <int n_max, class Block>
+static inline void quantize_affine_weighted(const float *x, const float *importance, int64_t n_blocks, Block *out) {
+    const auto quantize_batch = [](const float *x, const float *importance, Block *out, int blocks) {
+        WeightedAffine<AFFINE_SUB_BLOCKS> batch{};
+        batch.search<n_max>(x, importance, blocks, 2.0f);
+        batch.search_scales<63>();
+        for (int block = 0; block < blocks; ++block) {
+            set_scales(batch, block, out[block]);
+            set_codes(x + block * SUPER_BLOCK, batch.found, block * AFFINE_SUB_BLOCKS, out[block]);
+        }
+    };
+    for_each_batch(x, importance, n_blocks, out, quantize_batch);
 }
 
 static void quantize_q4_k(const float *x, int64_t n_blocks, void *out) {
@@ -141,6 +159,14 @@ static void quantize_q4_k(const float *x, int64_t n_blocks, void *out) {
 
 static void quantize_q5_k(const float *x, int64_t n_blocks, void *out) {
     quantize_affine<31>(x, n_blocks, (BlockQ5_K *)out, -0.5f, 15);
+}
+
+static void quantize_q4_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
+    quantize_affine_weighted<15>(x, importance, n_blocks, (BlockQ4_K *)out);
+}
+
+static void quantize_q5_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
+    quantize_affine_weighted<31>(x, importance, n_blocks, (BlockQ5_K *)out);
 }
 
 // ---- Q4_K and Q5_K, and back -----------------------------------------------------------------
@@ -177,36 +203,16 @@ template <class Block> static void dequantize_affine(const void *data, int64_t n
 constexpr int Q6_SUB_BLOCKS = 16, Q6_SUB_BLOCK = 16; // sub-blocks, and weights in one
 constexpr int Q6_GROUP = group_of(Q6_SUB_BLOCKS);
 
-template <int count> struct SymmetricResults {
-    float scale[count], inverse[count];
-};
-
 template <int count> static inline void search(const float *x, SymmetricResults<count> &results) {
     for (int first = 0; first < count; first += PAIR_LANES) {
         FloatPair columns[Q6_SUB_BLOCK], w[Q6_SUB_BLOCK]; // [weight of the sub-block], lane: sub-block
         load_transposed<Q6_SUB_BLOCK>(x + first * Q6_SUB_BLOCK, columns);
         for (int i = 0; i < Q6_SUB_BLOCK; ++i) w[i] = columns[i] * columns[i];
-        const Symmetric found = symmetric_search<Q6_SUB_BLOCK, 32>(columns, w);
-        store(results.scale + first, found.scale);
-        store(results.inverse + first, found.inverse);
+        results.set(first, symmetric_search<Q6_SUB_BLOCK, 32>(columns, w));
     }
 }
 
 // ---- Q6_K, step 2: the scales ----------------------------------------------------------------
-
-// How the weights of a sub-block become codes: nearest_int(x / step) where the step is not zero, else as the
-// search left them: nearest_int(inverse * x), or the lowest code where it found only zeros (inverse 0).
-struct SymmetricCoder {
-    float step, inverse;
-};
-
-// The number of largest magnitude, with its sign; the first of equals.
-static inline float signed_peak(const float *values, int n) {
-    float peak = 0;
-    for (int j = 0; j < n; ++j)
-        if (__builtin_fabsf(values[j]) > __builtin_fabsf(peak)) peak = values[j];
-    return peak;
-}
 
 // Sets d and the scales of the super-block whose sub-blocks begin at `first`, and how to code them. Returns
 // false where there is nothing in it: all bytes are zero then.
@@ -231,35 +237,45 @@ static inline bool set_scales(const SymmetricResults<count> &found, int first, B
 
 // ---- Q6_K, steps 3 and 4: the codes ----------------------------------------------------------
 
-static inline Ints code(const float *x, const SymmetricCoder &coder) {
-    const Floats v = load<Floats>(x);
-    if (coder.step != 0) return clamp(nearest_int(v / coder.step), -32, 31) + 32;
-    if (coder.inverse != 0) return clamp(nearest_int(coder.inverse * v), -32, 31) + 32;
-    return Ints{};
-}
-
 static inline void set_codes(const float *x, const SymmetricCoder *coders, BlockQ6_K &out) {
     for (int h = 0; h < 2; ++h, x += 128, coders += 8) // 128 weights: four quarters of 32
         for (int l = 0; l < 32; l += LANES) {
             Ints q[4];
             for (int quarter = 0; quarter < 4; ++quarter)
-                q[quarter] = code(x + 32 * quarter + l, coders[2 * quarter + l / Q6_SUB_BLOCK]);
+                q[quarter] = code<32>(x + 32 * quarter + l, coders[2 * quarter + l / Q6_SUB_BLOCK]);
             store_bytes(out.ql + 64 * h + l, (q[0] & 15) | (q[2] & 15) << 4);
             store_bytes(out.ql + 64 * h + 32 + l, (q[1] & 15) | (q[3] & 15) << 4);
             store_bytes(out.qh + 32 * h + l, q[0] >> 4 | (q[1] >> 4) << 2 | (q[2] >> 4) << 4 | (q[3] >> 4) << 6);
         }
 }
 
+template <int count>
+static inline void set_blocks(const float *x, const SymmetricResults<count> &found, int blocks, BlockQ6_K *out) {
+    for (int block = 0; block < blocks; ++block) {
+        SymmetricCoder coders[Q6_SUB_BLOCKS];
+        if (set_scales(found, block * Q6_SUB_BLOCKS, out[block], coders))
+            set_codes(x + block * SUPER_BLOCK, coders, out[block]);
+    }
+}
+
 static void quantize_q6_k(const float *x, int64_t n_blocks, void *out) {
     for_each_group<Q6_GROUP>(x, n_blocks, (BlockQ6_K *)out, [](const float *x, BlockQ6_K *out, int blocks) {
         SymmetricResults<Q6_GROUP * Q6_SUB_BLOCKS> found;
         search(x, found);
-        for (int block = 0; block < blocks; ++block) {
-            SymmetricCoder coders[Q6_SUB_BLOCKS];
-            if (set_scales(found, block * Q6_SUB_BLOCKS, out[block], coders))
-                set_codes(x + block * SUPER_BLOCK, coders, out[block]);
-        }
+        set_blocks(x, found, blocks, out);
     });
+}
+
+// The errors count what the columns do.
+static void quantize_q6_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
+    const auto quantize_batch = [](const float *x, const float *importance, BlockQ6_K *out, int blocks) {
+        SymmetricResults<BATCH * Q6_SUB_BLOCKS> found;
+        for_each_columns<Q6_SUB_BLOCK>(x, importance, blocks, [&](const WeightedColumns<Q6_SUB_BLOCK> &columns) {
+            found.set(columns.first, symmetric_search<Q6_SUB_BLOCK, 32>(columns.weights, columns.counts));
+        });
+        set_blocks(x, found, blocks, out);
+    };
+    for_each_batch(x, importance, n_blocks, (BlockQ6_K *)out, quantize_batch);
 }
 
 // ---- Q6_K, and back --------------------------------------------------------------------------
@@ -282,8 +298,8 @@ static void dequantize_q6_k(const void *data, int64_t n_blocks, float *x) {
     }
 }
 
-const Quantizer quantizer_q4_k = {quantize_q4_k, dequantize_affine<BlockQ4_K>};
-const Quantizer quantizer_q5_k = {quantize_q5_k, dequantize_affine<BlockQ5_K>};
-const Quantizer quantizer_q6_k = {quantize_q6_k, dequantize_q6_k};
+const Quantizer quantizer_q4_k = {quantize_q4_k, dequantize_affine<BlockQ4_K>, quantize_q4_k_weighted};
+const Quantizer quantizer_q5_k = {quantize_q5_k, dequantize_affine<BlockQ5_K>, quantize_q5_k_weighted};
+const Quantizer quantizer_q6_k = {quantize_q6_k, dequantize_q6_k, quantize_q6_k_weighted};
 
 } // namespace phi::PHI_ISA

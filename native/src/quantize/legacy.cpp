@@ -9,8 +9,6 @@
 
 namespace phi::PHI_ISA {
 
-static inline Ints clamp(Ints v, int low, int high) { return min(max(v, splat(low)), splat(high)); }
-
 // ---- codes into blocks -----------------------------------------------------------------------
 
 constexpr int HALF = BLOCK / 2;

@@ -31,8 +31,8 @@ static inline Ints nearest_code(Floats v) {
 // ---- the search ------------------------------------------------------------------------------
 
 // Sums of w x level and of w level^2 over each sub-block, levels chosen with 1 / scale.
-static inline Projections projections(const FloatPair *x, const FloatPair *w, FloatPair inverse) {
-    Projections sums{};
+static inline Projections<FloatPair> projections(const FloatPair *x, const FloatPair *w, FloatPair inverse) {
+    Projections<FloatPair> sums{};
     for (int i = 0; i < BLOCK; ++i) {
         const FloatPair level = nearest_level(inverse * x[i]), weighted = w[i] * level;
         sums.xl += weighted * x[i];
@@ -47,11 +47,11 @@ static inline FloatPair level_search(const FloatPair *x, const FloatPair *w) {
     FloatPair peak = signed_peak<BLOCK>(x);
     const IntPair empty = abs(peak) < ZERO;
     peak = select(empty, splat_pair(1.0f), peak);
-    const Projections first = projections(x, w, 1.0f / (-peak / LEVELS[0]));
+    const Projections<FloatPair> first = projections(x, w, 1.0f / (-peak / LEVELS[0]));
     FloatPair scale = select(first.ll > 0.0f, first.xl / first.ll, FloatPair{});
     FloatPair gain = scale * first.xl;
     for (int shift = -7; shift <= 7; ++shift) {
-        const Projections sums = projections(x, w, (shift + LEVELS[0]) / peak);
+        const Projections<FloatPair> sums = projections(x, w, (shift + LEVELS[0]) / peak);
         const IntPair better = (sums.ll > 0.0f) & (sums.xl * sums.xl > gain * sums.ll);
         const FloatPair tried = sums.xl / sums.ll;
         scale = select(better, tried, scale);

@@ -25,6 +25,8 @@ static constexpr std::array<TypeInfo, N_TYPES> TYPES = {{
     {Type::Q4_1, "Q4_1", BLOCK, sizeof(BlockQ4_1)},
     {Type::Q5_0, "Q5_0", BLOCK, sizeof(BlockQ5_0)},
     {Type::Q5_1, "Q5_1", BLOCK, sizeof(BlockQ5_1)},
+    {Type::Q2_K, "Q2_K", SUPER_BLOCK, sizeof(BlockQ2_K)},
+    {Type::Q3_K, "Q3_K", SUPER_BLOCK, sizeof(BlockQ3_K)},
     {Type::Q4_K, "Q4_K", SUPER_BLOCK, sizeof(BlockQ4_K)},
     {Type::Q5_K, "Q5_K", SUPER_BLOCK, sizeof(BlockQ5_K)},
     {Type::Q6_K, "Q6_K", SUPER_BLOCK, sizeof(BlockQ6_K)},

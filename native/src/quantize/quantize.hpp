@@ -13,7 +13,7 @@ namespace phi {
 enum class Type {
     F32, F16, BF16,
     Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
-    Q4_K, Q5_K, Q6_K,
+    Q2_K, Q3_K, Q4_K, Q5_K, Q6_K,
     IQ4_NL, IQ4_XS,
     IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS,
     IQ1_M, IQ1_S,

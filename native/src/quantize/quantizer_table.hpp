@@ -5,7 +5,7 @@
 
 namespace phi {
 
-constexpr int N_TYPES = 26;
+constexpr int N_TYPES = 28;
 
 // The functions of a type, on consecutive blocks.
 struct Quantizer {

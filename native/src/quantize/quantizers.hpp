@@ -12,6 +12,8 @@ int64_t find_non_finite(const float *x, int64_t n);
 extern const Quantizer quantizer_f32, quantizer_f16, quantizer_bf16;
 // legacy.cpp
 extern const Quantizer quantizer_q8_0, quantizer_q4_0, quantizer_q4_1, quantizer_q5_0, quantizer_q5_1;
+// low_k_quants.cpp
+extern const Quantizer quantizer_q2_k, quantizer_q3_k;
 // k_quants.cpp
 extern const Quantizer quantizer_q4_k, quantizer_q5_k, quantizer_q6_k;
 // nonlinear.cpp

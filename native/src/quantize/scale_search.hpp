@@ -1,7 +1,8 @@
 // How a sub-block finds its scale: try some, keep the one whose codes fit best.
 // Lane: a sub-block. PAIR_LANES searches run side by side, and each lane does its float operations in the
 // reference's order, so that it decides as the reference decides. x[i] has weight i of every sub-block.
-// To read, with the mathematics: phicourse/quantize/scale_search.py, which has the same functions.
+// To read, with the mathematics: phicourse/quantize/scale_search.py and weighted_search.py, which have the
+// same functions.
 #pragma once
 
 #include "../simd.hpp"
@@ -11,8 +12,15 @@ namespace phi::PHI_ISA {
 // Below this largest magnitude a sub-block counts as all zero.
 constexpr float ZERO = 1e-15f;
 
-static inline FloatPair clamp(FloatPair v, int low, int high) {
-    return min(max(v, splat_pair((float)low)), splat_pair((float)high));
+// The searches for codes on both sides of zero take Floats as well as pairs of them.
+template <class V> static inline V clamp(V v, int low, int high) {
+    return min(max(v, V{} + (float)low), V{} + (float)high);
+}
+
+template <int n> static inline FloatPair sum_in_order(const FloatPair *terms) {
+    FloatPair sum{};
+    for (int i = 0; i < n; ++i) sum += terms[i];
+    return sum;
 }
 
 // How much an error counts: the importance of the weight's column, and a little more for large weights.
@@ -23,10 +31,10 @@ static inline void error_weights(const FloatPair *x, const FloatPair *importance
 }
 
 // The number of largest magnitude of every sub-block, with its sign; the first of equals; never -0.
-template <int n> static inline FloatPair signed_peak(const FloatPair *x) {
-    FloatPair peak{}, magnitude{};
+template <int n, class V> static inline V signed_peak(const V *x) {
+    V peak{}, magnitude{};
     for (int i = 0; i < n; ++i) {
-        const IntPair larger = abs(x[i]) > magnitude;
+        const auto larger = abs(x[i]) > magnitude;
         peak = select(larger, x[i], peak);
         magnitude = select(larger, abs(x[i]), magnitude);
     }
@@ -35,52 +43,162 @@ template <int n> static inline FloatPair signed_peak(const FloatPair *x) {
 
 // ---- symmetric: weight = scale * code, with codes from -n_max to n_max - 1 -------------------
 
-struct Symmetric {
-    FloatPair scale;
-    FloatPair inverse; // code = nearest_int(inverse * x); 0 where the sub-block is all zero
+template <class V> struct Symmetric {
+    V scale;
+    V inverse; // code = nearest_int(inverse * x); 0 where the sub-block is all zero
 };
 
 // Sums of w x l and of w l^2 over each sub-block, l being the code.
-struct Projections {
-    FloatPair xl, ll;
+template <class V> struct Projections {
+    V xl, ll;
+
+    void add(V w, V weighted_x, V code) {
+        xl += weighted_x * code;
+        ll += w * code * code;
+    }
 };
 
+// Finite numbers lie within the peak, so their codes are small, and the quick rounding finds them. The scales
+// of very large weights may be infinite or no numbers: they need the reference's own rounding.
+enum class Values { finite, any };
+
+template <int n_max, Values values, class V> static inline V signed_code(V level) {
+    if constexpr (values == Values::finite) return clamp(round_even(level), -n_max, n_max - 1);
+    else return clamp(nearest_float(level), -n_max, n_max - 1);
+}
+
 // weighted_x[i] = w[i] * x[i]
-template <int n, int n_max>
-static inline Projections projections(const FloatPair *x, const FloatPair *w, const FloatPair *weighted_x,
-                                      FloatPair inverse) {
-    Projections sums{};
-    for (int i = 0; i < n; ++i) {
-        const FloatPair code = clamp(round_even(inverse * x[i]), -n_max, n_max - 1);
-        sums.xl += weighted_x[i] * code;
-        sums.ll += w[i] * code * code;
-    }
+template <int n, int n_max, Values values, class V>
+static inline Projections<V> projections(const V *x, const V *w, const V *weighted_x, V inverse) {
+    Projections<V> sums{};
+    for (int i = 0; i < n; ++i) sums.add(w[i], weighted_x[i], signed_code<n_max, values>(inverse * x[i]));
     return sums;
 }
 
 // Tries 19 scales around the one that gives the peak the lowest code. The best codes have the largest gain.
-template <int n, int n_max> static inline Symmetric symmetric_search(const FloatPair *x, const FloatPair *w) {
-    FloatPair peak = signed_peak<n>(x);
-    const IntPair empty = abs(peak) < ZERO;
-    peak = select(empty, splat_pair(1.0f), peak);
-    FloatPair weighted_x[n];
+template <int n, int n_max, Values values = Values::finite, class V>
+static inline Symmetric<V> symmetric_search(const V *x, const V *w) {
+    V peak = signed_peak<n>(x);
+    const auto empty = abs(peak) < ZERO;
+    peak = select(empty, V{} + 1.0f, peak);
+    V weighted_x[n];
     for (int i = 0; i < n; ++i) weighted_x[i] = w[i] * x[i];
 
-    Symmetric best{{}, -(float)n_max / peak};
-    const Projections first = projections<n, n_max>(x, w, weighted_x, best.inverse);
-    best.scale = select(first.ll != 0.0f, first.xl / first.ll, FloatPair{});
-    FloatPair gain = best.scale * first.xl;
+    Symmetric<V> best{{}, -(float)n_max / peak};
+    const auto first = projections<n, n_max, values>(x, w, weighted_x, best.inverse);
+    best.scale = select(first.ll != 0.0f, first.xl / first.ll, V{});
+    V gain = best.scale * first.xl;
     for (int step = -9; step <= 9; ++step) {
         if (step == 0) continue;
-        const FloatPair inverse = -(n_max + 0.1f * step) / peak;
-        const Projections sums = projections<n, n_max>(x, w, weighted_x, inverse);
-        const IntPair better = (sums.ll > 0.0f) & (sums.xl * sums.xl > gain * sums.ll);
-        const FloatPair scale = sums.xl / sums.ll;
+        const V inverse = -(n_max + 0.1f * step) / peak;
+        const auto sums = projections<n, n_max, values>(x, w, weighted_x, inverse);
+        const auto better = (sums.ll > 0.0f) & (sums.xl * sums.xl > gain * sums.ll);
+        const V scale = sums.xl / sums.ll;
         best.scale = select(better, scale, best.scale);
         best.inverse = select(better, inverse, best.inverse);
         gain = select(better, scale * sums.xl, gain);
     }
-    return {select(empty, FloatPair{}, best.scale), select(empty, FloatPair{}, best.inverse)};
+    return {select(empty, V{}, best.scale), select(empty, V{}, best.inverse)};
+}
+
+// ---- codes one by one ------------------------------------------------------------------------
+
+enum class Codes { of_both_signs, bytes };
+
+// Takes weight after weight out of the sums, gives it the code that is nearest with the scale that the others
+// want, and keeps that if the gain (sum of w x l)^2 / (sum of w l^2) grows; at most five times round.
+// Bytes are from 0 to `highest`, but nothing stops a number below zero: its code wraps around, as in ggml.
+template <int n, int highest, Codes kind>
+static inline void descend(const FloatPair *x, const FloatPair *w, const FloatPair *weighted_x, FloatPair *codes,
+                           Projections<FloatPair> &sums) {
+    for (int round = 0; round < 5; ++round) {
+        bool changed = false;
+        for (int i = 0; i < n; ++i) {
+            const FloatPair others_xl = sums.xl - weighted_x[i] * codes[i];
+            const FloatPair others_ll = sums.ll - w[i] * codes[i] * codes[i];
+            FloatPair tried = min(nearest_float(x[i] * others_ll / others_xl), splat_pair(highest));
+            if (kind == Codes::of_both_signs) tried = max(tried, splat_pair(-highest - 1));
+            const IntPair candidate = (others_xl > 0.0f) & (tried != codes[i]);
+            if (!any(candidate)) continue; // often; and it need not wait for the division
+            Projections<FloatPair> with{others_xl, others_ll};
+            with.add(w[i], weighted_x[i], tried);
+            const FloatPair divisor = select(candidate, kind == Codes::bytes ? others_ll : with.ll, FloatPair{});
+            const IntPair better = (divisor > 0.0f) & (with.xl * with.xl * sums.ll > sums.xl * sums.xl * with.ll);
+            sums = {select(better, with.xl, sums.xl), select(better, with.ll, sums.ll)};
+            codes[i] = select(better, kind == Codes::bytes ? nearest_byte(tried) : tried, codes[i]);
+            changed |= any(better);
+        }
+        if (!changed) return;
+    }
+}
+
+// Starts with the largest weight at -n_max, then improves codes one by one; errors count x^2. Sets the codes,
+// -n_max where the sub-block is all zero; returns the scale.
+template <int n, int n_max> static inline FloatPair symmetric_descent(const FloatPair *x, FloatPair *codes) {
+    FloatPair peak = signed_peak<n>(x);
+    const IntPair empty = abs(peak) < ZERO;
+    peak = select(empty, splat_pair(1.0f), peak);
+    FloatPair w[n], weighted_x[n];
+    Projections<FloatPair> sums{};
+    for (int i = 0; i < n; ++i) {
+        w[i] = x[i] * x[i];
+        weighted_x[i] = w[i] * x[i];
+        codes[i] = signed_code<n_max, Values::finite>(-(float)n_max / peak * x[i]);
+        sums.add(w[i], weighted_x[i], codes[i]);
+    }
+    descend<n, n_max - 1, Codes::of_both_signs>(x, w, weighted_x, codes, sums);
+    for (int i = 0; i < n; ++i) codes[i] = select(empty, splat_pair(-n_max), codes[i]);
+    return select(sums.ll > 0.0f, sums.xl / sums.ll, FloatPair{}); // sums are zero where all x are
+}
+
+// ---- codes from zero up ----------------------------------------------------------------------
+
+// Sum of w (x - scale * code)^2
+template <int n>
+static inline FloatPair squares(const FloatPair *x, const FloatPair *w, FloatPair scale, const FloatPair *codes) {
+    FloatPair sum{};
+    for (int i = 0; i < n; ++i) {
+        const FloatPair difference = x[i] - scale * codes[i];
+        sum += w[i] * difference * difference;
+    }
+    return sum;
+}
+
+template <int n, int n_max>
+static inline void codes_up_to(const FloatPair *x, FloatPair inverse, FloatPair *codes) {
+    for (int i = 0; i < n; ++i) codes[i] = min(nearest_float(inverse * x[i]), splat_pair(n_max));
+}
+
+// For numbers that are not negative, such as scales: eight trials around the obvious scale, then codes one by
+// one. Sets the codes, bytes of 0 to n_max; returns the scale; zeros where nothing reaches ZERO.
+template <int n, int n_max>
+static inline FloatPair positive_search(const FloatPair *x, const FloatPair *w, FloatPair *codes) {
+    FloatPair largest{};
+    for (int i = 0; i < n; ++i) largest = select(largest > x[i], largest, x[i]);
+    FloatPair inverse = (float)n_max / largest;
+    for (int i = 0; i < n; ++i) codes[i] = nearest_byte(inverse * x[i]);
+    FloatPair best = squares<n>(x, w, 1.0f / inverse, codes);
+    for (int step = -4; step <= 4; ++step) {
+        if (step == 0) continue;
+        const FloatPair tried = (0.1f * step + n_max) / largest;
+        codes_up_to<n, n_max>(x, tried, codes);
+        const FloatPair error = squares<n>(x, w, 1.0f / tried, codes);
+        inverse = select(error < best, tried, inverse);
+        best = select(error < best, error, best);
+    }
+
+    FloatPair weighted_x[n];
+    Projections<FloatPair> sums{};
+    codes_up_to<n, n_max>(x, inverse, codes);
+    for (int i = 0; i < n; ++i) {
+        weighted_x[i] = w[i] * x[i];
+        sums.add(w[i], weighted_x[i], codes[i]);
+        codes[i] = nearest_byte(codes[i]);
+    }
+    descend<n, n_max, Codes::bytes>(x, w, weighted_x, codes, sums);
+    const IntPair empty = largest < ZERO;
+    for (int i = 0; i < n; ++i) codes[i] = select(empty, FloatPair{}, codes[i]);
+    return select(empty, FloatPair{}, select(sums.ll > 0.0f, sums.xl / sums.ll, FloatPair{}));
 }
 
 // ---- affine: weight = scale * code + minimum, with codes from 0 to n_max, minimum <= 0 -------
@@ -88,8 +206,11 @@ template <int n, int n_max> static inline Symmetric symmetric_search(const Float
 struct Affine {
     FloatPair scale, minimum;
     FloatPair inverse, base; // code = nearest_int(inverse * (x - base))
-    FloatPair error;         // weighted squared error
+    FloatPair error;         // weighted, see Judge
 };
+
+// What a trial is judged by: the sum of w error^2 or of w |error|.
+enum class Judge { squares, magnitudes };
 
 // What the search needs to know about the weights of each sub-block.
 struct Statistics {
@@ -125,20 +246,19 @@ static inline void codes_above(const FloatPair *x, const Statistics &s, FloatPai
     for (int i = 0; i < n; ++i) codes[i] = clamp(round_even(inverse * (x[i] - base)), 0, n_max);
 }
 
-// Sum of w (scale * code + minimum - x)^2
-template <int n>
+template <int n, Judge judge>
 static inline FloatPair error_of(const FloatPair *x, const FloatPair *w, const FloatPair *codes, FloatPair scale,
                                  FloatPair minimum) {
     FloatPair sum{};
     for (int i = 0; i < n; ++i) {
         const FloatPair difference = scale * codes[i] + minimum - x[i];
-        sum += w[i] * (difference * difference);
+        sum += w[i] * (judge == Judge::squares ? difference * difference : abs(difference));
     }
     return sum;
 }
 
 // Sets the scale, minimum and error that fit the codes best. Returns where there is a single best one.
-template <int n>
+template <int n, Judge judge>
 static inline IntPair least_squares(const FloatPair *x, const FloatPair *w, const Statistics &s,
                                     const FloatPair *codes, Affine &fit) {
     FloatPair sum_l{}, sum_ll{}, sum_xl{};
@@ -154,7 +274,7 @@ static inline IntPair least_squares(const FloatPair *x, const FloatPair *w, cons
     const IntPair above = minimum > 0.0f; // cannot be stored: the best fit without a minimum instead
     fit.scale = select(above, sum_xl / sum_ll, scale);
     fit.minimum = select(above, FloatPair{}, minimum);
-    fit.error = error_of<n>(x, w, codes, fit.scale, fit.minimum);
+    fit.error = error_of<n, judge>(x, w, codes, fit.scale, fit.minimum);
     return determinant > 0.0f;
 }
 
@@ -165,7 +285,7 @@ static inline Affine choose(IntPair where, const Affine &a, const Affine &b) {
 
 // Trial i stretches the range of x to n_max + first + i * step levels. The range starts at the best minimum so
 // far.
-template <int n, int n_max>
+template <int n, int n_max, Judge judge = Judge::squares>
 static inline Affine affine_search(const FloatPair *x, const FloatPair *w, float first, float step, int n_steps) {
     const Statistics s = statistics<n>(x, w);
     Affine best;
@@ -177,13 +297,13 @@ static inline Affine affine_search(const FloatPair *x, const FloatPair *w, float
     best.inverse = (float)n_max / select(constant, splat_pair(1.0f), s.highest - best.minimum);
     best.scale = 1.0f / best.inverse;
     codes_above<n, n_max>(x, s, best.base, best.inverse, codes);
-    best.error = error_of<n>(x, w, codes, best.scale, best.minimum);
+    best.error = error_of<n, judge>(x, w, codes, best.scale, best.minimum);
     for (int i = 0; i <= n_steps; ++i) {
         Affine fit;
         fit.base = best.minimum;
         fit.inverse = (first + step * i + n_max) / select(constant, splat_pair(1.0f), s.highest - fit.base);
         codes_above<n, n_max>(x, s, fit.base, fit.inverse, codes);
-        const IntPair solvable = least_squares<n>(x, w, s, codes, fit);
+        const IntPair solvable = least_squares<n, judge>(x, w, s, codes, fit);
         best = choose(solvable & (fit.error < best.error), fit, best);
     }
     best.scale = select(constant, FloatPair{}, best.scale);
