@@ -1,6 +1,7 @@
 // Every kernel on every instruction set of this machine, against the same sum in double precision.
 #include "kernels/table.hpp"
 #include "quantize/quantize.hpp"
+#include "stand_in_grids.hpp"
 #include "test_support.hpp"
 
 #include <cmath>
@@ -167,7 +168,9 @@ struct Weights {
     Weights(const TypeInfo &info, int64_t rows, int64_t cols) : values(rows * cols) {
         const Floats source = Random(rows + cols).numbers(rows * cols, 0.5f);
         bytes.resize(rows * info.row_bytes(cols));
-        phi::quantize(info.type, Type::F32, source.data(), rows, cols, bytes.data(), 1);
+        const Floats importance(cols, 1.0f); // some types ask for it
+        phi::quantize(info.type, Type::F32, source.data(), rows, cols, bytes.data(), 1, phi::active_isa(),
+                      importance.data());
         phi::dequantize(info.type, bytes.data(), rows, cols, values.data(), 1);
         matrix = {info.type, rows, cols, info.row_bytes(cols), bytes.data()};
     }
@@ -209,9 +212,7 @@ static void check_products(const std::string &what, const Weights &weights, cons
 }
 
 static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
-    const Coding coding = info.block == 1    ? Coding::none
-                          : info.block == 32 ? Coding::blocks_of_32
-                                             : Coding::blocks_of_256;
+    const Coding coding = phi::coding_for(info.type);
     constexpr int tokens = 21; // whole tiles of every kernel, and a rest
     for (int64_t cols : {info.block, 3 * info.block, info.block == 1 ? int64_t{83} : 5 * info.block}) {
         const Weights weights(info, 37, cols); // two panels and a rest
@@ -344,6 +345,7 @@ static void test_attention(Isa isa, const Kernels &kernels) {
 }
 
 int main() {
+    set_stand_in_grids();
     for (Isa isa : phi::available_isas()) {
         const Kernels &kernels = phi::kernels(isa);
         test_rms_norm(isa, kernels);

@@ -7,6 +7,7 @@ when the text crosses the switch they read it all again. (llama.cpp chooses by t
 
 import os
 from dataclasses import asdict
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from phicourse.checkpoint.config import check_runs_here
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.errors import GenerateError, ModelError
 from phicourse.gguf import GGUFFile
+from phicourse.quantize.grids import hand_over
+from phicourse.quantize.registry import QUANTIZERS
 
 if TYPE_CHECKING:
     from phicourse.model import Phi
@@ -28,7 +31,7 @@ DEFAULT_CONTEXT = 4096
 """Positions that the cache gets unless told otherwise: a 128k cache of a real Phi needs 50 GB."""
 
 
-ENGINE_TYPES = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"})
+ENGINE_TYPES = frozenset(QUANTIZERS)
 """Tensor types that the compiled engine multiplies with."""
 
 
@@ -94,7 +97,7 @@ class NativeBackend:
         try:
             self.isa: str = native.isa()
             self._engine = native.Engine(
-                engine_config(self.config), engine_tensors(file), self.n_ctx, self.threads
+                engine_config(self.config), engine_tensors(native, file), self.n_ctx, self.threads
             )
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file.path}: {error}") from error
@@ -220,8 +223,10 @@ def engine_config(config: PhiConfig) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
 
 
-def engine_tensors(file: GGUFFile) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
-    """Each tensor as (type, rows, columns, its bytes), not copied."""
+def engine_tensors(native: ModuleType, file: GGUFFile) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
+    """Each tensor as (type, rows, columns, its bytes), not copied; the engine gets the grids of their types."""
+    for tensor in file.tensors.values():
+        hand_over(native, tensor.type.name)
     return {
         name: (
             tensor.type.name,

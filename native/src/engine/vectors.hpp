@@ -7,15 +7,6 @@
 
 namespace phi {
 
-// The coding that weights of this type are multiplied with.
-inline Coding coding_for(Type weight_type) {
-    switch (type_info(weight_type).block) {
-    case 32: return Coding::blocks_of_32;
-    case 256: return Coding::blocks_of_256;
-    default: return Coding::none;
-    }
-}
-
 class Vectors {
   public:
     Vectors(int64_t max_tokens, int64_t cols)

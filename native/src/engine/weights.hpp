@@ -73,7 +73,7 @@ class TensorList {
     static Matrix checked(const std::string &name, const Tensor &tensor, int64_t rows, int64_t cols) {
         const std::string what = "tensor " + name;
         const TypeInfo &info = named_type(what, tensor.type);
-        require(static_cast<int>(info.type) < n_types, what + " is " + tensor.type + ", which the engine does not run");
+        check_grid(info);
         require(tensor.rows == rows && tensor.cols == cols,
                 what + " has " + shape(tensor.rows, tensor.cols) + ", expected " + shape(rows, cols));
         require(cols % info.block == 0, what + ": rows of " + std::to_string(cols) + " weights are not whole " +

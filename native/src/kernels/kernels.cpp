@@ -10,6 +10,7 @@
 #include "kernels.hpp"
 
 #include "attention.hpp"
+#include "dequantized_matmul.hpp"
 #include "float_matmul.hpp"
 #if defined(PHI_ISA_avx512)
 #include "quantized_avx512.hpp"
@@ -22,6 +23,24 @@
 
 namespace phi::PHI_ISA {
 
+// One for each Type, in the order of the enumeration.
+static constexpr Matmul matmuls[] = {
+    float_matmul<float>, float_matmul<Half>, float_matmul<Bfloat16>,
+    quantized_matmul<BlockQ8_0>, quantized_matmul<BlockQ4_0>, dequantized_matmul<quantizer_q4_1, BLOCK>,
+    dequantized_matmul<quantizer_q5_0, BLOCK>, dequantized_matmul<quantizer_q5_1, BLOCK>,
+    dequantized_matmul<quantizer_q2_k, SUPER_BLOCK>, dequantized_matmul<quantizer_q3_k, SUPER_BLOCK>,
+    quantized_matmul<BlockQ4_K>, quantized_matmul<BlockQ5_K>, quantized_matmul<BlockQ6_K>,
+    dequantized_matmul<quantizer_iq4_nl, BLOCK>, dequantized_matmul<quantizer_iq4_xs, SUPER_BLOCK>,
+    dequantized_matmul<quantizer_iq3_s, SUPER_BLOCK>, dequantized_matmul<quantizer_iq3_xxs, SUPER_BLOCK>,
+    dequantized_matmul<quantizer_iq2_s, SUPER_BLOCK>, dequantized_matmul<quantizer_iq2_xs, SUPER_BLOCK>,
+    dequantized_matmul<quantizer_iq2_xxs, SUPER_BLOCK>, dequantized_matmul<quantizer_iq1_m, SUPER_BLOCK>,
+    dequantized_matmul<quantizer_iq1_s, SUPER_BLOCK>,
+    dequantized_matmul<quantizer_tq1_0, SUPER_BLOCK>, dequantized_matmul<quantizer_tq2_0, SUPER_BLOCK>,
+    dequantized_matmul<quantizer_mxfp4, BLOCK>, dequantized_matmul<quantizer_nvfp4, BLOCK_NVFP4>,
+    dequantized_matmul<quantizer_q1_0, BLOCK_Q1_0>, dequantized_matmul<quantizer_q2_0, BLOCK_Q2_0>,
+};
+static_assert(sizeof matmuls / sizeof *matmuls == N_TYPES);
+
 extern const Kernels table;
 const Kernels table = {
     .rms_norm = rms_norm,
@@ -31,9 +50,7 @@ const Kernels table = {
     .store = store_cache,
     .quantize = quantize,
     .attend = attend,
-    .matmul = {float_matmul<float>, float_matmul<Half>, float_matmul<Bfloat16>, quantized_matmul<BlockQ8_0>,
-               quantized_matmul<BlockQ4_0>, quantized_matmul<BlockQ4_K>, quantized_matmul<BlockQ5_K>,
-               quantized_matmul<BlockQ6_K>},
+    .matmul = matmuls,
 };
 
 } // namespace phi::PHI_ISA

@@ -12,8 +12,6 @@
 
 namespace phi {
 
-inline constexpr int n_types = 8; // the first of enum class Type, F32 to Q6_K, have kernels
-
 // Floats of 16 bits as they lie in memory. Types of their own, so that nobody takes them for integers.
 enum class Half : uint16_t {};     // IEEE binary16
 enum class Bfloat16 : uint16_t {}; // the upper half of a float
@@ -29,6 +27,18 @@ struct Matrix {
 // How a vector is coded before it meets weights of a type: not at all where they are floats, else in 8 bits
 // with one scale for every 32 or 256, as many as there are weights in a block.
 enum class Coding { none, blocks_of_32, blocks_of_256 };
+
+// The coding that weights of this type are multiplied with.
+constexpr Coding coding_for(Type weight_type) {
+    switch (weight_type) {
+    case Type::Q8_0:
+    case Type::Q4_0: return Coding::blocks_of_32;
+    case Type::Q4_K:
+    case Type::Q5_K:
+    case Type::Q6_K: return Coding::blocks_of_256;
+    default: return Coding::none;
+    }
+}
 
 // A batch of vectors, coded: x ≈ scale * code. Coded once, then used by every row of a matrix.
 //
@@ -77,6 +87,11 @@ inline constexpr size_t attention_scratch(int value_stride) {
     return static_cast<size_t>(tile_queries + 2 * key_block) * value_stride;
 }
 
+// out[token * stride + row] = weight row · activations, for rows first … last - 1 and all tokens.
+// `scratch` has matmul_scratch(cols) bytes, aligned to 64.
+using Matmul = void (*)(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
+                        ptrdiff_t stride, void *scratch);
+
 struct Kernels {
     // out = x / sqrt(mean(x^2) + eps) * weight
     void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *out);
@@ -92,10 +107,7 @@ struct Kernels {
     void (*quantize)(Coding coding, const float *x, int n, int8_t *codes, int16_t *sums, float *scales);
     // Causal attention in one pass over the keys; scores are never stored beyond a block.
     void (*attend)(const AttentionTile &tile);
-    // out[token * stride + row] = weight row · activations, for rows first … last - 1 and all tokens.
-    // `scratch` has matmul_scratch(cols) bytes, aligned to 64.
-    void (*matmul[n_types])(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
-                            ptrdiff_t stride, void *scratch);
+    const Matmul *matmul; // for each Type
 };
 
 // Rows that the batched kernels of quantized weights unpack and work on together.

@@ -81,7 +81,7 @@ void set_grid(Type type, const int8_t *values, int64_t n_points, int64_t group) 
     set_grid(*grid, values, n_points, group);
 }
 
-static void check_grid(const TypeInfo &info) {
+void check_grid(const TypeInfo &info) {
     const std::optional<GridName> grid = grid_of(info.type);
     if (grid && !find_grid(*grid))
         throw std::invalid_argument("the grid of " + std::string(info.name) + " has not been set; set_grid does that");

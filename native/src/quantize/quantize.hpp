@@ -42,6 +42,9 @@ const TypeInfo &type_info(std::string_view name);
 // before that. Throws std::invalid_argument where the type has no grid or the values cannot be it.
 void set_grid(Type type, const int8_t *values, int64_t n_points, int64_t group);
 
+// Throws std::invalid_argument where the type has a grid that has not been set.
+void check_grid(const TypeInfo &info);
+
 // A weight is infinite or not a number.
 class NonFiniteError : public std::runtime_error {
   public:
