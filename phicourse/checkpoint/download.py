@@ -29,7 +29,7 @@ from phicourse.checkpoint.hub import (
     repository_name,
 )
 from phicourse.errors import CheckpointError
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 
 Q4_K_M_BITS = 5.0  # a weight, about; embeddings and output, which take more, weigh more in small models
 

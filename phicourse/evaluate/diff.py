@@ -17,7 +17,7 @@ from phicourse.errors import GGUFError
 from phicourse.gguf import GGUFFile, TensorInfo, Value
 from phicourse.gguf.describe import WIDTH, bits_per_weight, printable
 from phicourse.gguf.describe import _plain as plain
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 from phicourse.quantize.registry import DEQUANTIZERS, dequantize_rows
 
 CHUNK = 1 << 20  # weights at once

@@ -13,7 +13,7 @@ from phicourse.gguf.reader import GGUFFile, TensorInfo
 from phicourse.gguf.shards import SPLIT_KEYS, Split, whole_path
 from phicourse.gguf.types import ValueType
 from phicourse.gguf.writer import GGUFWriter
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 
 CHUNK = 1 << 22  # bytes that are copied at once
 MAX_TENSORS = 128  # in a file, where nothing else is asked for; llama-gguf-split's number

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from phicourse.gguf.reader import GGUFFile, TensorInfo
 from phicourse.gguf.types import TensorType, bfloat16_to_float32
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 
 _CHUNK_BYTES = 1 << 24
 

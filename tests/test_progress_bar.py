@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 
 
 class Terminal(io.StringIO):
