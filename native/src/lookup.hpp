@@ -1,8 +1,8 @@
 // Tables: many small ones in registers, one large one in memory.
-//   permute    entry of a table of LANES numbers, modulo LANES, for each lane
-//   gather     entry of a table in memory for each lane
-//   lane_bits  bit i: is lane i of the mask set?
-//   smallest   of all lanes
+//   permute     entry of a table of LANES numbers, modulo LANES, for each lane
+//   gather      entry of a table in memory for each lane
+//   lane_bits   bit i: is lane i of the mask set?
+//   smallest    of all lanes
 #pragma once
 
 #include "simd.hpp"
@@ -67,12 +67,16 @@ static inline float smallest(Floats v) {
 
 // Stores the lanes of a mask one after the other, and anything behind them. Returns how many they are.
 static inline int store_some(int32_t *p, Ints v, Ints mask) {
+    const unsigned some = lane_bits(mask);
 #if defined(PHI_ISA_avx512)
-    const __mmask16 some = _mm512_movepi32_mask((__m512i)mask);
-    store(p, _mm512_maskz_compress_epi32(some, (__m512i)v));
+    store(p, _mm512_maskz_compress_epi32((__mmask16)some, (__m512i)v));
+    return __builtin_popcount(some);
+#elif defined(PHI_ISA_avx2)
+    const uint64_t bytes = _pdep_u64(some, 0x0101010101010101) * 255; // a byte for each lane
+    const __m128i lanes = _mm_cvtsi64_si128((int64_t)_pext_u64(0x0706050403020100, bytes));
+    store(p, _mm256_permutevar8x32_epi32((__m256i)v, _mm256_cvtepu8_epi32(lanes)));
     return __builtin_popcount(some);
 #else
-    const unsigned some = lane_bits(mask);
     int count = 0;
     for (int lane = 0; lane < LANES; ++lane) {
         p[count] = v[lane];
@@ -82,14 +86,28 @@ static inline int store_some(int32_t *p, Ints v, Ints mask) {
 #endif
 }
 
-// The lane of the smallest number, the first of equals; lanes that are no number count as infinite.
-static inline int first_smallest(Floats v) {
-    const Floats number = min(v, splat(__builtin_inff()));
+// Bit i: is lane i equal to the number?
+static inline unsigned lanes_equal(Floats v, float number) {
 #if defined(PHI_ISA_avx512)
-    return __builtin_ctz(_mm512_cmp_ps_mask(number, splat(smallest(number)), _CMP_EQ_OQ));
+    return _mm512_cmp_ps_mask(v, splat(number), _CMP_EQ_OQ);
 #else
-    return __builtin_ctz(lane_bits(number == smallest(number)));
+    return lane_bits(v == number);
 #endif
+}
+
+// The smallest number of each of LANES vectors. As transpose, but half of what an exchange gives is left.
+template <int step = 1> static inline Floats smallest_of_each(const Floats *rows) {
+    if constexpr (step == LANES) {
+        return rows[0];
+    } else {
+        Floats left[LANES];
+        for (int row = 0; row < LANES; row += 2 * step) {
+            Floats a = rows[row], b = rows[row + step];
+            exchange<step>(a, b, std::make_integer_sequence<int, LANES>());
+            left[row] = min(a, b);
+        }
+        return smallest_of_each<2 * step>(left);
+    }
 }
 
 // The number of each lane.

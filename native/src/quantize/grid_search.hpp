@@ -54,12 +54,6 @@ template <int group, int entries> static inline Floats sums(const Table<group, e
 }
 
 // The words of the points of a list -> the one with the smallest error; the first of equals.
-
-template <int group, int entries>
-static inline int32_t best_of_few(const int32_t *words, const Table<group, entries> &errors) { // up to LANES
-    return words[first_smallest(sums(errors, load<Ints>(words)))];
-}
-
 template <int group, int entries>
 static inline int32_t best_of_many(const int32_t *words, int length, const Table<group, entries> &errors) {
     Floats best = splat(__builtin_inff());
@@ -70,7 +64,7 @@ static inline int32_t best_of_many(const int32_t *words, int length, const Table
         best = min(sum, best);
     }
     int place = length;
-    for (unsigned winners = lane_bits(best == smallest(best)); winners; winners &= winners - 1) {
+    for (unsigned winners = lanes_equal(best, smallest(best)); winners; winners &= winners - 1) {
         const int candidate = places[__builtin_ctz(winners)];
         place = candidate < place ? candidate : place;
     }
@@ -95,18 +89,35 @@ template <int groups> struct Searches {
         store(numbers + group * LANES, number);
         store(words + group * LANES, word);
         const Ints searched = (word >= 0) & wanted;
-        n_few += store_some(few + n_few, place, searched & sure & (word <= LANES));
-        n_many += store_some(many + n_many, place, searched & sure & (word > LANES));
-        n_full += store_some(full + n_full, place, searched & ~sure);
+        const Ints fits = searched & sure & (word <= LANES), others = searched & ~fits;
+        n_few += store_some(few + n_few, place, fits);
+        if (any(others)) {
+            n_many += store_some(many + n_many, place, others & sure);
+            n_full += store_some(full + n_full, place, others & ~sure);
+        }
         return word >= 0;
+    }
+
+    // Up to LANES searches whose lists fit into a vector. Their smallest errors are found together: to find one
+    // alone takes steps that wait for each other.
+    template <class ErrorsAt> void run_few(const Grid &grid, const int32_t *places, int count, ErrorsAt errors_at) {
+        Floats error[LANES] = {};
+        for (int i = 0; i < count; ++i) {
+            const Ints list = load<Ints>(grid.near + grid.list[numbers[places[i]]]);
+            error[i] = min(sums(errors_at(places[i]), list), splat(__builtin_inff())); // for what is no number
+        }
+        float smallest[LANES];
+        store(smallest, smallest_of_each(error));
+        for (int i = 0; i < count; ++i) {
+            const int32_t *list = grid.near + grid.list[numbers[places[i]]];
+            words[places[i]] = list[__builtin_ctz(lanes_equal(error[i], smallest[i]))];
+        }
     }
 
     // errors_at(place): the table of errors
     template <class ErrorsAt> void run(const Grid &grid, ErrorsAt errors_at) {
-        for (int i = 0; i < n_few; ++i) {
-            const int place = few[i];
-            words[place] = best_of_few(grid.near + grid.list[numbers[place]], errors_at(place));
-        }
+        for (int first = 0; first < n_few; first += LANES)
+            run_few(grid, few + first, n_few - first < LANES ? n_few - first : LANES, errors_at);
         for (int i = 0; i < n_many; ++i) {
             const int place = many[i], length = words[place];
             words[place] = best_of_many(grid.near + grid.list[numbers[place]], length, errors_at(place));

@@ -148,8 +148,8 @@ static void set_points(Storage &storage, const Shape &shape, const std::vector<L
         of_all->assign(storage.point.size(), 0);
     for (int i = 0; i < shape.n_points; ++i) {
         const int number = number_of(shape, points[i]);
-        if (storage.point[number] >= 0)
-            refuse(shape, "has points " + std::to_string(storage.point[number]) + " and " + std::to_string(i) + " alike");
+        const int same = storage.point[number];
+        if (same >= 0) refuse(shape, "has points " + std::to_string(same) + " and " + std::to_string(i) + " alike");
         storage.point[number] = i;
         storage.word[number] = word_of(shape, points[i]);
     }
@@ -179,9 +179,8 @@ static std::unique_ptr<Storage> build(const Shape &shape, std::vector<int8_t> va
     s.values = std::move(values);
     set_points(s, shape, points);
     set_lists(s, shape, points);
-    s.grid = {shape.n_points,  shape.group,   shape.n_levels, s.values.data(), word_of(shape, points[0]),
-              s.point.data(),  s.word.data(), s.list.data(),  s.full.data(),   s.full_length.data(),
-              s.near.data()};
+    s.grid = {s.values.data(), word_of(shape, points[0]), s.point.data(),       s.word.data(),
+              s.list.data(),   s.full.data(),             s.full_length.data(), s.near.data()};
     return storage;
 }
 

@@ -16,14 +16,13 @@ enum class GridName { IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_S };
 // be that: another point is nearer in some levels and the same in the others. Lists leave those out. That holds
 // where no other level is nearer to a weight than the combination's own; else the full list is needed.
 struct Grid {
-    int n_points, group, n_levels; // group: weights in a combination, 4 or 8
-    const int8_t *values;          // [n_points][group] what a reader multiplies with the scale
-    int32_t first_word;            // of point 0
+    const int8_t *values; // [n_points][group] what a reader multiplies with the scale; group: 4 or 8 weights
+    int32_t first_word;   // of point 0
     // [n_levels^group]
-    const int32_t *point;       // which point the combination is, or -1
-    const int32_t *word;        // its word if it is a point, or the length of its list
-    const int32_t *list;        // where its list starts
-    const int32_t *full;        // where the full list starts
+    const int32_t *point; // which point the combination is, or -1
+    const int32_t *word;  // its word if it is a point, or the length of its list
+    const int32_t *list;  // where its list starts
+    const int32_t *full;  // where the full list starts
     const int32_t *full_length;
     // lists of the words of points near a combination, by distance, then by index
     const int32_t *near;

@@ -125,8 +125,10 @@ static inline Cut best_cut(const Sorted<IQ1_S> &s) {
         }
     Cut best;
     for (int i = 0; i <= n; ++i) {
-        const Floats low_x[2] = {(x[i] - x[0]) * (-1 + DELTA), (x[i] - x[0]) * (-1 - DELTA)};
-        const Floats low_w[2] = {(w[i] - w[0]) * (-1 + DELTA) * (-1 + DELTA), (w[i] - w[0]) * (-1 - DELTA) * (-1 - DELTA)};
+        constexpr float LOW[2] = {-1 + DELTA, -1 - DELTA};
+        const Floats before_x = x[i] - x[0], before_w = w[i] - w[0];
+        const Floats low_x[2] = {before_x * LOW[0], before_x * LOW[1]};
+        const Floats low_w[2] = {before_w * LOW[0] * LOW[0], before_w * LOW[1] * LOW[1]};
         for (int j = i; j <= n; ++j) {
             const Floats middle_x = (x[j] - x[i]) * DELTA, middle_w = (w[j] - w[i]) * DELTA * DELTA;
             best.consider(low_x[0] + middle_x + high_x[0][j], low_w[0] + middle_w + high_w[0][j], i, j, 0);
