@@ -28,9 +28,12 @@ ifeq ($(wildcard $(HOME)/.rustup),)
 export RUSTUP_HOME        ?= $(CACHE)/rustup
 endif
 
+# When nobody watches: no exercise counts as tried, and widgets show the picture that needs no kernel.
+UNATTENDED := PHICOURSE_PROGRESS= PHICOURSE_STATIC=1
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run lab test lint test-native test-python test-notebooks notebooks bench bench-convert train oracles clean
+.PHONY: help run lab test lint test-native test-python test-notebooks notebooks student solved bench bench-convert train oracles clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -53,12 +56,12 @@ test-native: $(VENV)/.test
 	$(SAY) "building and running the C++ tests"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S native -B build/tests -G Ninja >build/tests.log 2>&1 || (cat build/tests.log; false)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tests >build/tests.log 2>&1 || (cat build/tests.log; false)
-	@$(BIN)/ctest --test-dir build/tests --output-on-failure
+	@$(BIN)/ctest --test-dir build/tests --parallel 2 --output-on-failure
 ifneq ($(shell command -v qemu-aarch64 && command -v aarch64-linux-gnu-g++),)
 	$(SAY) "the same for 64-bit ARM, in an emulator"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S native -B build/aarch64 -G Ninja --toolchain aarch64.cmake >build/tests.log 2>&1 || (cat build/tests.log; false)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/aarch64 >build/tests.log 2>&1 || (cat build/tests.log; false)
-	@$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
+	@$(BIN)/ctest --test-dir build/aarch64 --parallel 2 --output-on-failure
 else
 	$(SAY) "64-bit ARM is not tested: apt install g++-aarch64-linux-gnu qemu-user"
 endif
@@ -69,13 +72,23 @@ test-python: $(VENV)/.test $(SDIST)
 
 test-notebooks: $(VENV)/.test
 	$(SAY) "running the notebooks from top to bottom"
-	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -p no:cacheprovider notebooks
+	@$(BIN)/python -m phicourse.exercises.variants solved
+	@$(UNATTENDED) $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -p no:cacheprovider notebooks solved
 
 notebooks: $(VENV)/.lab ## run the notebooks and keep their outputs, as they are committed
 	$(SAY) "running the notebooks and saving their outputs"
-	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --execute \
-	  --NotebookClient.record_timing=False notebooks/*.ipynb
+	@$(BIN)/python -m phicourse.exercises.variants address
+	@$(UNATTENDED) $(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --execute \
+	  --NotebookClient.record_timing=False --NotebookClient.store_widget_state=False notebooks/*.ipynb
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --coalesce-streams notebooks/*.ipynb
+
+student: $(VENV)/.run ## the notebooks without solutions, in student/
+	$(SAY) "writing the notebooks without solutions to student/"
+	@$(BIN)/python -m phicourse.exercises.variants student
+
+solved: $(VENV)/.run ## the notebooks with every exercise solved, in solved/
+	$(SAY) "writing the notebooks with every exercise solved to solved/"
+	@$(BIN)/python -m phicourse.exercises.variants solved
 
 bench: $(VENV)/.test $(SDIST) ## speed side by side with llama.cpp, as ratios
 	$(SAY) "measuring against llama-cpp-python $(LLAMA)"
@@ -93,7 +106,7 @@ oracles: $(SDIST) ## llama.cpp's own converter, for the tests
 
 clean: ## remove what was built and downloaded, keep .venv
 	$(SAY) "removing build/, out/, caches"
-	@rm -rf build out .cache .oracles .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf build out solved .cache .oracles .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find phicourse -name '*.so' -delete; rm -f $(VENV)/.run $(VENV)/.lab $(VENV)/.test
 
 $(BIN)/python:

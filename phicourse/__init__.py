@@ -16,22 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phicourse.convert import convert
+    from phicourse.exercises import progress
     from phicourse.generate import load
     from phicourse.quantize import quantize, use
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "convert", "load", "quantize", "use"]
+__all__ = ["__version__", "convert", "load", "progress", "quantize", "use"]
 
 _HOMES = {
     "convert": "phicourse.convert",
     "load": "phicourse.generate",
+    "progress": "phicourse.exercises",
     "quantize": "phicourse.quantize",
     "use": "phicourse.quantize",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch one of the four functions."""
+    """Fetch one of the functions."""
     if name not in _HOMES:
         raise AttributeError(f"module 'phicourse' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

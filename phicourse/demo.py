@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint
 from phicourse.convert import convert
+from phicourse.convert.weights import PARTS
 from phicourse.errors import CheckpointError, PhiCourseError
 from phicourse.evaluate.bits_per_byte import bits_per_byte
 from phicourse.generate import LLM, load
@@ -25,12 +26,6 @@ BEGINNING = "Once upon a time, there was a little dog named"
 N_STORIES = 25  # of the course's own evaluation text: enough for two digits of bits per byte
 N_CANDIDATES = 8  # next tokens in the picture
 LINE_WIDTH = 70  # of an answer: a word that begins behind this column goes to the next line
-PARTS = {
-    "embedding": "token_embd.",
-    "attention": ".attn_",
-    "feed-forward": ".ffn_",
-    "output": "output.",
-}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from phicourse.convert.overrides import read_overrides
 from phicourse.convert.rows import SOURCES, Stored, default_threads, encoded_chunks
 from phicourse.errors import ConvertError
 from phicourse.gguf import GGUFWriter, Split, TensorType, tensor_type
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 from phicourse.tokenizer.vocabulary import Vocabulary
 
 ARCHITECTURES = {each.name: each for each in (phi2.PHI2, phi3.PHI3, phimoe.PHIMOE)}

@@ -87,7 +87,9 @@ def test_no_path_of_a_machine_and_no_widget_state(repository: Path) -> None:
         assert "application/vnd.jupyter.widget-state+json" not in text or path == Path(__file__), path
 
 
-@pytest.mark.parametrize("target", ["run", "lab", "test", "bench", "bench-convert", "train", "clean"])
+@pytest.mark.parametrize(
+    "target", ["run", "lab", "test", "student", "solved", "bench", "bench-convert", "train", "clean"]
+)
 def test_make_knows_the_target(repository: Path, target: str) -> None:
     planned = subprocess.run(["make", "--dry-run", target], cwd=repository, capture_output=True, text=True)
     assert planned.returncode == 0, planned.stderr

@@ -11,6 +11,14 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.i
 LONGEST_CELL = 20  # lines
 
 
+def set_up_of(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return next("".join(cell["source"]) for cell in cells if "set-up" in cell["metadata"].get("tags", []))
+
+
+SET_UP = set_up_of(next(path for path in NOTEBOOKS if path.name.startswith("01")))
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request: pytest.FixtureRequest) -> dict:
     return json.loads(request.param.read_text(encoding="utf-8"))
@@ -53,9 +61,33 @@ def test_figures_are_saved_as_pictures(notebook: dict) -> None:
 
 def test_saves_no_widget_state_and_no_path_of_a_machine(notebook: dict, repository: Path) -> None:
     assert "widgets" not in notebook["metadata"]
+    bundles = [output.get("data", {}) for output in outputs(notebook)]
+    assert not any("application/vnd.jupyter.widget-view+json" in data for data in bundles)
     saved = json.dumps(outputs(notebook))
     for folder in (repository, Path.home(), Path(tempfile.gettempdir())):
         assert str(folder) not in saved
+
+
+def test_says_at_the_top_what_one_gets_and_how_long_it_takes(notebook: dict) -> None:
+    opening = "".join(notebook["cells"][0]["source"])
+    assert opening.startswith("# ") and "**At the end**" in opening and "**Time**" in opening
+
+
+def test_the_set_up_cell_upgrades_nothing_and_is_the_same_everywhere(notebook: dict) -> None:
+    cells = [cell for cell in code_cells(notebook) if "set-up" in cell["metadata"].get("tags", [])]
+    if not cells:
+        pytest.skip("this notebook sets nothing up for Colab")
+    text = "".join(cells[0]["source"])
+    assert "--upgrade" not in text and "pip install -U" not in text
+    assert text == SET_UP
+
+
+def test_every_output_that_is_compared_is_text(notebook: dict) -> None:
+    for cell in code_cells(notebook):
+        if "nbval-check-output" in cell["metadata"].get("tags", []):
+            assert cell["outputs"] and not any(
+                "image/png" in output.get("data", {}) for output in cell["outputs"]
+            )
 
 
 def test_cells_are_short(notebook: dict) -> None:
