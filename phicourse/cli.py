@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -387,6 +387,10 @@ def quantize(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take a file that is quantized already.")
     ] = False,
+    search: Annotated[
+        Literal["reference", "best"],
+        typer.Option(help="llama.cpp's bytes, or smaller errors in the same formats (slow)."),
+    ] = "reference",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")
     ] = False,
@@ -422,6 +426,7 @@ def quantize(
             include_weights=include_weights or (),
             exclude_weights=exclude_weights or (),
             allow_requantize=allow_requantize,
+            search=search,
         )
     )
 

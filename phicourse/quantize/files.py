@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from phicourse.errors import QuantizeError
 from phicourse.gguf import GGUFWriter, TensorInfo, TensorType, Value, ValueType
-from phicourse.progress import byte_bar
+from phicourse.progress_bar import byte_bar
 from phicourse.quantize.checks import Where, check_blocks
 from phicourse.quantize.importance import ImportanceMatrix
 from phicourse.quantize.mixes import COPY, Mix, Overrides, choose_types, find_mix, n_dimensions
 from phicourse.quantize.plan import Plan, PlannedTensor
-from phicourse.quantize.registry import DEQUANTIZERS, Backend, quantize_data
+from phicourse.quantize.registry import DEQUANTIZERS, Backend, Search, quantize_data
 from phicourse.quantize.sources import Source, open_source
 from phicourse.quantize.weighting import Weighting
 
@@ -28,7 +28,7 @@ _VERSION = Value(ValueType.UINT32, 2)  # of the quantized types' layouts, since 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _ALIGNMENT = Value(ValueType.UINT32, 32)
 
-Convert = Callable[..., NDArray[Any]]  # `quantize_data` with threads and backend
+Convert = Callable[..., NDArray[Any]]  # `quantize_data` with threads, backend and search
 
 
 def quantize(
@@ -50,6 +50,7 @@ def quantize(
     tensor_types: Iterable[str] = (),
     allow_requantize: bool = False,
     backend: Backend = "auto",
+    search: Search = "reference",
     progress: bool = True,
 ) -> Path | Plan:
     """Quantize a model: a GGUF file, or a checkpoint folder in one pass, straight from its own weights.
@@ -70,7 +71,7 @@ def quantize(
     output_tensor_type    type of output.weight; token_embedding_type: of token_embd.weight
     tensor_types          REGEX=TYPE; the first expression that is found in a tensor's name decides
     allow_requantize      take weights that are quantized already: their errors add up
-    backend               see `quantize_rows`
+    backend, search       see `quantize_rows`
     returns               the path of the new file, or the plan
     raises                QuantizeError, GGUFError and, for a folder, CheckpointError and ConvertError
     """
@@ -94,9 +95,8 @@ def quantize(
             raise QuantizeError(f"{model.path}: {plan.needs()}")
         with GGUFWriter(target, force=force, inputs=model.inputs) as writer:
             _write_metadata(writer, model, chosen, weighting)
-            _write_tensors(
-                writer, model, plan, partial(quantize_data, threads=threads, backend=backend), progress
-            )
+            convert = partial(quantize_data, threads=threads, backend=backend, search=search)
+            _write_tensors(writer, model, plan, convert, progress)
     return target
 
 

@@ -94,7 +94,7 @@ def quantize_iq1_m(x: Float32, importance: ArrayLike | None = None) -> Blocks:
         "IQ1_M",
         qs=points.astype(np.uint8).reshape(*d.shape, 32),
         qh=np.bitwise_or.reduce(high, axis=-1),
-        scales=_pack_scales((refitted * np.float32(1.1125)).astype("<f2"), codes),
+        scales=pack_scales((refitted * np.float32(1.1125)).astype("<f2"), codes),
     )
 
 
@@ -110,7 +110,7 @@ def dequantize_iq1_s(blocks: Blocks) -> Float32:
 
 def dequantize_iq1_m(blocks: Blocks) -> Float32:
     """Weight = d (2 scale + 1) * (point ± 1/8): (..., n_blocks) IQ1_M -> (..., n) float32."""
-    d, codes = _unpack_scales(blocks["scales"])
+    d, codes = unpack_scales(blocks["scales"])
     step = d.astype(np.float32)[..., None] * (2 * codes + 1).astype(np.float32)  # (..., n_blocks, 16)
     four = (blocks["qh"][..., None] >> np.array([0, 4], np.uint8) & 15).reshape(*blocks.shape, 32)
     shift = np.where(four >> 3, -DELTA, DELTA)[..., None]  # (..., 32, 1)
@@ -282,7 +282,7 @@ def _three_bit_codes(scales: Float32) -> tuple[Float32, Indices]:
     return d, np.where(d[..., None] != 0, codes, 0).astype(np.intp)
 
 
-def _pack_scales(d: Blocks, codes: Indices) -> UInt8:
+def pack_scales(d: Blocks, codes: Indices) -> UInt8:
     """Four words with four 3-bit codes each, and above them 4 bits of the float16: -> (..., 8) uint8.
 
     d, codes  (...) float16 and (..., 16)
@@ -293,8 +293,8 @@ def _pack_scales(d: Blocks, codes: Indices) -> UInt8:
     return np.asarray(words.astype("<u2").view(np.uint8))
 
 
-def _unpack_scales(packed: UInt8) -> tuple[Blocks, Indices]:
-    """Undo `_pack_scales`: (..., 8) -> (...) float16 and (..., 16)."""
+def unpack_scales(packed: UInt8) -> tuple[Blocks, Indices]:
+    """Undo `pack_scales`: (..., 8) -> (...) float16 and (..., 16)."""
     words = np.ascontiguousarray(packed).view("<u2").astype(np.intp)  # (..., 4)
     bits = np.bitwise_or.reduce(words >> 12 << np.array([0, 4, 8, 12]), axis=-1)
     codes = words[..., None] >> np.array([0, 3, 6, 9]) & 7

@@ -48,7 +48,7 @@ def quantize_q4_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
     d, dmin, scales, codes = _scales_minima_codes(x, importance, 15, Trials(-1.0, 0.1, 20), "Q4_K")
-    return pack("Q4_K", d=d, dmin=dmin, scales=scales, qs=_pack_pairs(codes))
+    return pack("Q4_K", d=d, dmin=dmin, scales=scales, qs=pack_pairs(codes))
 
 
 @quiet
@@ -61,7 +61,7 @@ def quantize_q5_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
     d, dmin, scales, codes = _scales_minima_codes(x, importance, 31, Trials(-0.5, 0.1, 15), "Q5_K")
-    return pack("Q5_K", d=d, dmin=dmin, scales=scales, qh=_pack_fifth_bits(codes), qs=_pack_pairs(codes))
+    return pack("Q5_K", d=d, dmin=dmin, scales=scales, qh=pack_fifth_bits(codes), qs=pack_pairs(codes))
 
 
 @quiet
@@ -90,7 +90,7 @@ def quantize_q6_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     step = (d.astype(np.float32)[..., None] * scale_codes)[..., None]  # step 3
     codes = np.where(step != 0, np.clip(nearest_int(weights / step), -32, 31), codes) + np.float32(32)
 
-    ql, qh = _pack_six_bits(codes.astype(np.uint8).reshape(*d.shape, SUPER_BLOCK))  # step 4
+    ql, qh = pack_six_bits(codes.astype(np.uint8).reshape(*d.shape, SUPER_BLOCK))  # step 4
     packed = pack("Q6_K", ql=ql, qh=qh, scales=scale_codes, d=d)
     packed[np.abs(peak) < ZERO] = np.zeros((), packed.dtype)  # nothing in it: all bytes zero
     return packed
@@ -98,18 +98,18 @@ def quantize_q6_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
 
 def dequantize_q4_k(blocks: Blocks) -> Float32:
     """Weight = d * scale * code - dmin * minimum: (..., n_blocks) Q4_K -> (..., n) float32."""
-    return _from_scales_and_minima(blocks, _unpack_pairs(blocks["qs"]))
+    return _from_scales_and_minima(blocks, unpack_pairs(blocks["qs"]))
 
 
 def dequantize_q5_k(blocks: Blocks) -> Float32:
     """Weight = d * scale * code - dmin * minimum: (..., n_blocks) Q5_K -> (..., n) float32."""
-    return _from_scales_and_minima(blocks, _unpack_pairs(blocks["qs"]) | _unpack_fifth_bits(blocks["qh"]))
+    return _from_scales_and_minima(blocks, unpack_pairs(blocks["qs"]) | unpack_fifth_bits(blocks["qh"]))
 
 
 def dequantize_q6_k(blocks: Blocks) -> Float32:
     """Weight = d * scale * (code - 32): (..., n_blocks) Q6_K -> (..., n) float32."""
     scales = blocks["d"].astype(np.float32)[..., None] * blocks["scales"].astype(np.float32)
-    codes = _sub_blocks(_unpack_six_bits(blocks["ql"], blocks["qh"]), 16).astype(np.float32) - np.float32(32)
+    codes = _sub_blocks(unpack_six_bits(blocks["ql"], blocks["qh"]), 16).astype(np.float32) - np.float32(32)
     values = scales[..., None] * codes  # (..., n_blocks, 16, 16)
     return join_rows(values.reshape(*blocks.shape, SUPER_BLOCK))
 
@@ -220,31 +220,31 @@ def _sub_blocks(values: Blocks, size: int) -> Blocks:
     return values.reshape(*values.shape[:-1], SUPER_BLOCK // size, size)
 
 
-def _pack_pairs(codes: UInt8) -> UInt8:
+def pack_pairs(codes: UInt8) -> UInt8:
     """Pack the low four bits; weights 64 g + l and 64 g + 32 + l share a byte: (..., 256) -> (..., 128)."""
     groups = codes.reshape(*codes.shape[:-1], 4, 64)
     return pack_nibbles(groups).reshape(*codes.shape[:-1], 128)
 
 
-def _unpack_pairs(packed: UInt8) -> UInt8:
-    """Undo `_pack_pairs`: (..., 128) -> (..., 256)."""
+def unpack_pairs(packed: UInt8) -> UInt8:
+    """Undo `pack_pairs`: (..., 128) -> (..., 256)."""
     groups = packed.reshape(*packed.shape[:-1], 4, 32)
     return unpack_nibbles(groups).reshape(*packed.shape[:-1], SUPER_BLOCK)
 
 
-def _pack_fifth_bits(codes: UInt8) -> UInt8:
+def pack_fifth_bits(codes: UInt8) -> UInt8:
     """Bit 4 of weight 32 g + l becomes bit g of byte l: (..., 256) -> (..., 32)."""
     groups = codes.reshape(*codes.shape[:-1], 8, 32)
     return np.packbits(groups >> 4, axis=-2, bitorder="little")[..., 0, :]
 
 
-def _unpack_fifth_bits(packed: UInt8) -> UInt8:
-    """Undo `_pack_fifth_bits`: (..., 32) -> 0 or 16 for each weight, (..., 256)."""
+def unpack_fifth_bits(packed: UInt8) -> UInt8:
+    """Undo `pack_fifth_bits`: (..., 32) -> 0 or 16 for each weight, (..., 256)."""
     bits = np.unpackbits(packed[..., None, :], axis=-2, bitorder="little")  # (..., 8, 32)
     return np.asarray(bits << 4).reshape(*packed.shape[:-1], SUPER_BLOCK)
 
 
-def _pack_six_bits(codes: UInt8) -> tuple[UInt8, UInt8]:
+def pack_six_bits(codes: UInt8) -> tuple[UInt8, UInt8]:
     """Split 6-bit codes, half a super-block at a time, into low four and high two bits.
 
     codes    (..., 256), 0 … 63; below, quarter q of a half is weights 32 q to 32 q + 31
@@ -258,8 +258,8 @@ def _pack_six_bits(codes: UInt8) -> tuple[UInt8, UInt8]:
     return ql.reshape(*codes.shape[:-1], 128), np.asarray(qh).reshape(*codes.shape[:-1], 64)
 
 
-def _unpack_six_bits(ql: UInt8, qh: UInt8) -> UInt8:
-    """Undo `_pack_six_bits`: (..., 128) and (..., 64) -> (..., 256)."""
+def unpack_six_bits(ql: UInt8, qh: UInt8) -> UInt8:
+    """Undo `pack_six_bits`: (..., 128) and (..., 64) -> (..., 256)."""
     low = unpack_nibbles(ql.reshape(*ql.shape[:-1], 2, 64))  # (..., 2, 128)
     pairs = qh.reshape(*qh.shape[:-1], 2, 32)
     high = np.concatenate([(pairs >> shift & 3) << 4 for shift in (0, 2, 4, 6)], axis=-1)

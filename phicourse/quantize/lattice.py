@@ -51,11 +51,11 @@ class Lattice:
     last_round: Literal["off grid", "all", "always"]
 
 
-_IQ2_XXS = Lattice("IQ2_XXS", 32, 1, True, 1e-15, True, 6, 0.1, "always")
-_IQ2_XS = Lattice("IQ2_XS", 16, 1, True, 1e-15, False, 9, 0.1, "off grid")
-_IQ2_S = Lattice("IQ2_S", 16, 2, False, 1e-8, False, 9, 0.1, "off grid")
-_IQ3_XXS = Lattice("IQ3_XXS", 32, 2, True, 1e-8, False, 15, 0.2, "off grid")
-_IQ3_S = Lattice("IQ3_S", 32, 2, False, 1e-45, False, 9, 0.2, "all")
+IQ2_XXS = Lattice("IQ2_XXS", 32, 1, True, 1e-15, True, 6, 0.1, "always")
+IQ2_XS = Lattice("IQ2_XS", 16, 1, True, 1e-15, False, 9, 0.1, "off grid")
+IQ2_S = Lattice("IQ2_S", 16, 2, False, 1e-8, False, 9, 0.1, "off grid")
+IQ3_XXS = Lattice("IQ3_XXS", 32, 2, True, 1e-8, False, 15, 0.2, "off grid")
+IQ3_S = Lattice("IQ3_S", 32, 2, False, 1e-45, False, 9, 0.2, "all")
 
 
 class Found(NamedTuple):
@@ -76,11 +76,11 @@ def quantize_iq2_xxs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     returns     (..., n / 256) blocks: d float16, qs (32,) uint16
     raises      QuantizeError where 256 does not divide n, or the importance is missing or does not fit
     """
-    found = _search(x, importance, _IQ2_XXS)
+    found = _search(x, importance, IQ2_XXS)
     d, scale_codes = _four_bit_codes(found.scales)
     indices = found.points.astype(np.uint8).view("<u4")  # (..., n_blocks, 8): four in a word
-    words = np.stack([indices, _signs_and_scale(found.signs, scale_codes)], axis=-1)
-    qs = _as_words(words.reshape(*d.shape, 16), "<u2")
+    words = np.stack([indices, pack_signs_and_scale(found.signs, scale_codes)], axis=-1)
+    qs = as_words(words.reshape(*d.shape, 16), "<u2")
     return _clear_empty(pack("IQ2_XXS", d=d, qs=qs), d)
 
 
@@ -93,10 +93,10 @@ def quantize_iq2_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     returns     (..., n / 256) blocks: d float16, qs (32,) uint16, scales (8,) uint8
     raises      QuantizeError where 256 does not divide n, or the importance is missing or does not fit
     """
-    found = _search(x, importance, _IQ2_XS)
+    found = _search(x, importance, IQ2_XS)
     d, scale_codes = _four_bit_codes(found.scales)
     words = found.points.astype(np.uint16) | found.signs.astype(np.uint16) << np.uint16(9)
-    return _clear_empty(pack("IQ2_XS", d=d, qs=words, scales=_pairs(scale_codes)), d)
+    return _clear_empty(pack("IQ2_XS", d=d, qs=words, scales=pack_pairs(scale_codes)), d)
 
 
 @quiet
@@ -108,12 +108,12 @@ def quantize_iq2_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     returns     (..., n / 256) blocks: d float16, qs (64,), qh (8,), scales (8,) uint8
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
-    found = _search(x, importance, _IQ2_S)
+    found = _search(x, importance, IQ2_S)
     d, scale_codes = _four_bit_codes(found.scales)
     low = np.concatenate([found.points.astype(np.uint8), found.signs], axis=-1)
     high = (found.points >> 8).astype(np.uint8).reshape(*d.shape, 8, 4) << np.array([0, 2, 4, 6], np.uint8)
     qh = np.bitwise_or.reduce(high, axis=-1)
-    return pack("IQ2_S", d=d * np.float32(0.9875), qs=low, qh=qh, scales=_pairs(scale_codes))
+    return pack("IQ2_S", d=d * np.float32(0.9875), qs=low, qh=qh, scales=pack_pairs(scale_codes))
 
 
 @quiet
@@ -125,9 +125,9 @@ def quantize_iq3_xxs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     returns     (..., n / 256) blocks: d float16, qs (96,) uint8
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
-    found = _search(x, importance, _IQ3_XXS)
+    found = _search(x, importance, IQ3_XXS)
     d, scale_codes = _four_bit_codes(found.scales)
-    words = _as_words(_signs_and_scale(found.signs, scale_codes), "u1")
+    words = as_words(pack_signs_and_scale(found.signs, scale_codes), "u1")
     qs = np.concatenate([found.points.astype(np.uint8), words], axis=-1)
     return _clear_empty(pack("IQ3_XXS", d=d * np.float32(1.0125), qs=qs), d)
 
@@ -144,7 +144,7 @@ def quantize_iq3_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     Where a sub-block is all zero, those after it are stored one place too early, and are read wrongly: a
     mistake in ggml, kept here for the same bytes. Ninth bits and scales stay in their place.
     """
-    found = _search(x, importance, _IQ3_S)
+    found = _search(x, importance, IQ3_S)
     d, scale_codes = _four_bit_codes(found.scales)
     low = found.points.astype(np.uint8).reshape(*d.shape, 8, 8)
     high = (found.points >> 8).astype(np.uint8).reshape(*d.shape, 8, 8)
@@ -156,7 +156,7 @@ def quantize_iq3_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
         qs=np.take_along_axis(low, order, axis=-2).reshape(*d.shape, 64),
         qh=np.packbits(high, axis=-1, bitorder="little")[..., 0],
         signs=np.take_along_axis(signs, order, axis=-2).reshape(*d.shape, 32),
-        scales=_pairs(scale_codes),
+        scales=pack_pairs(scale_codes),
     )
 
 
@@ -164,14 +164,14 @@ def dequantize_iq2_xxs(blocks: Blocks) -> Float32:
     """Weight = d (scale + 1/2) / 4 * point * sign: (..., n_blocks) IQ2_XXS -> (..., n) float32."""
     words = np.ascontiguousarray(blocks["qs"]).view("<u4").reshape(*blocks.shape, 8, 2)
     indices = np.ascontiguousarray(words[..., :1]).view(np.uint8).reshape(*blocks.shape, 32)
-    signs, scales = _unpack_signs_and_scale(words[..., 1])
+    signs, scales = unpack_signs_and_scale(words[..., 1])
     return _values(blocks, "IQ2_XXS", _half_steps(blocks, scales, 0.25), indices, signs)
 
 
 def dequantize_iq2_xs(blocks: Blocks) -> Float32:
     """Weight = d (scale + 1/2) / 4 * point * sign: (..., n_blocks) IQ2_XS -> (..., n) float32."""
     signs = _with_even_sign((blocks["qs"] >> 9).astype(np.uint8))
-    step = _half_steps(blocks, _unpack_pairs(blocks["scales"]), 0.25)
+    step = _half_steps(blocks, unpack_pairs(blocks["scales"]), 0.25)
     return _values(blocks, "IQ2_XS", step, blocks["qs"] & 511, signs)
 
 
@@ -179,21 +179,21 @@ def dequantize_iq2_s(blocks: Blocks) -> Float32:
     """Weight = d (scale + 1/2) / 4 * point * sign: (..., n_blocks) IQ2_S -> (..., n) float32."""
     high = blocks["qh"][..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # (..., 8, 4)
     indices = blocks["qs"][..., :32] | high.reshape(*blocks.shape, 32).astype(np.uint16) << 8
-    step = _half_steps(blocks, _unpack_pairs(blocks["scales"]), 0.25)
+    step = _half_steps(blocks, unpack_pairs(blocks["scales"]), 0.25)
     return _values(blocks, "IQ2_S", step, indices, blocks["qs"][..., 32:])
 
 
 def dequantize_iq3_xxs(blocks: Blocks) -> Float32:
     """Weight = d (scale + 1/2) / 2 * point * sign: (..., n_blocks) IQ3_XXS -> (..., n) float32."""
     words = np.ascontiguousarray(blocks["qs"][..., 64:]).view("<u4")  # (..., n_blocks, 8)
-    signs, scales = _unpack_signs_and_scale(words)
+    signs, scales = unpack_signs_and_scale(words)
     return _values(blocks, "IQ3_XXS", _half_steps(blocks, scales, 0.5), blocks["qs"][..., :64], signs)
 
 
 def dequantize_iq3_s(blocks: Blocks) -> Float32:
     """Weight = d (2 scale + 1) * point * sign: (..., n_blocks) IQ3_S -> (..., n) float32."""
     high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little").astype(np.uint16)  # (..., 64)
-    scales = _unpack_pairs(blocks["scales"]).astype(np.float32)
+    scales = unpack_pairs(blocks["scales"]).astype(np.float32)
     step = blocks["d"].astype(np.float32)[..., None] * (np.float32(2) * scales + np.float32(1))
     return _values(blocks, "IQ3_S", step, blocks["qs"] | high << 8, blocks["signs"])
 
@@ -217,7 +217,7 @@ class _Columns(NamedTuple):
 def _search(x: Float32, importance: ArrayLike | None, type: Lattice) -> Found:
     """Find scales, grid points and signs for rows (..., n) float32."""
     blocks = split_rows(x, SUPER_BLOCK, type.name)  # (..., n_blocks, 256)
-    weights = _error_weights(blocks, importance, type)
+    weights = lattice_error_weights(blocks, importance, type)
     magnitudes, signs = _signs(blocks, weights, type.even_signs)
     of_type = _Columns(_columns(magnitudes, type), _columns(weights, type), load_grid(type.name))
     scale, points, empty = _search_columns(of_type, type)
@@ -323,7 +323,7 @@ def _stands_for(grid: Grid) -> Float32:
     return (2 * grid.levels + 1).astype(np.float32)
 
 
-def _error_weights(blocks: Float32, importance: ArrayLike | None, type: Lattice) -> Float32:
+def lattice_error_weights(blocks: Float32, importance: ArrayLike | None, type: Lattice) -> Float32:
     """How much an error in each weight counts: (..., n_blocks, 256)."""
     if importance is not None:
         return error_weights(blocks, importance, type.mean_squares, type.name)
@@ -378,14 +378,14 @@ def _clear_empty(blocks: Blocks, d: Float32) -> Blocks:
     return blocks
 
 
-def _signs_and_scale(signs: UInt8, scale_codes: UInt8) -> NDArray[np.uint32]:
+def pack_signs_and_scale(signs: UInt8, scale_codes: UInt8) -> NDArray[np.uint32]:
     """Four times 7 signs and a 4-bit scale in a word: (..., 32) and (..., 8) -> (..., 8)."""
     fours = signs.reshape(*signs.shape[:-1], 8, 4).astype(np.uint32) << np.array([0, 7, 14, 21], np.uint32)
     return np.asarray(np.bitwise_or.reduce(fours, axis=-1) | scale_codes.astype(np.uint32) << np.uint32(28))
 
 
-def _unpack_signs_and_scale(words: NDArray[np.uint32]) -> tuple[UInt8, UInt8]:
-    """Undo `_signs_and_scale`: (..., 8) -> signs (..., 32), all eight of them, and scales (..., 8)."""
+def unpack_signs_and_scale(words: NDArray[np.uint32]) -> tuple[UInt8, UInt8]:
+    """Undo `pack_signs_and_scale`: (..., 8) -> signs (..., 32), all eight of them, and scales (..., 8)."""
     sevens = (words[..., None] >> np.array([0, 7, 14, 21], np.uint32) & np.uint32(127)).astype(np.uint8)
     return _with_even_sign(sevens.reshape(*words.shape[:-1], 32)), (words >> np.uint32(28)).astype(np.uint8)
 
@@ -396,18 +396,18 @@ def _with_even_sign(sevens: UInt8) -> UInt8:
     return np.asarray(sevens | parity << np.uint8(7))
 
 
-def _as_words(words: NDArray[np.uint32], dtype: str) -> Blocks:
+def as_words(words: NDArray[np.uint32], dtype: str) -> Blocks:
     """See 32-bit words as smaller numbers, the low part first: (..., k) -> (..., 2 k) or (..., 4 k)."""
     return np.ascontiguousarray(words.astype("<u4")).view(dtype)
 
 
-def _pairs(codes: UInt8) -> UInt8:
+def pack_pairs(codes: UInt8) -> UInt8:
     """Two 4-bit numbers in a byte, the first lower: (..., 2 k) -> (..., k)."""
     return np.asarray(codes[..., ::2] | codes[..., 1::2] << 4)
 
 
-def _unpack_pairs(packed: UInt8) -> UInt8:
-    """Undo `_pairs`: (..., k) -> (..., 2 k)."""
+def unpack_pairs(packed: UInt8) -> UInt8:
+    """Undo `pack_pairs`: (..., k) -> (..., 2 k)."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 

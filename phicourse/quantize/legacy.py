@@ -76,12 +76,12 @@ def quantize_q5_0(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 32 does not divide n, or the importance does not fit
     """
     scale, codes = _symmetric(split_rows(x, BLOCK, "Q5_0"), importance, 16, "Q5_0")
-    return pack("Q5_0", d=scale, qh=_pack_fifth_bits(codes), qs=pack_nibbles(codes))
+    return pack("Q5_0", d=scale, qh=pack_fifth_bits(codes), qs=pack_nibbles(codes))
 
 
 def dequantize_q5_0(blocks: Blocks) -> Float32:
     """Weight = d * (code - 16): (..., n_blocks) Q5_0 -> (..., n) float32."""
-    codes = unpack_nibbles(blocks["qs"]) | _unpack_fifth_bits(blocks["qh"])
+    codes = unpack_nibbles(blocks["qs"]) | unpack_fifth_bits(blocks["qh"])
     return join_rows((codes.astype(np.float32) - np.float32(16)) * _column(blocks["d"]))
 
 
@@ -114,12 +114,12 @@ def quantize_q5_1(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 32 does not divide n, or the importance does not fit
     """
     scale, minimum, codes = _affine(split_rows(x, BLOCK, "Q5_1"), importance, 31, "Q5_1")
-    return pack("Q5_1", d=scale, m=minimum, qh=_pack_fifth_bits(codes), qs=pack_nibbles(codes))
+    return pack("Q5_1", d=scale, m=minimum, qh=pack_fifth_bits(codes), qs=pack_nibbles(codes))
 
 
 def dequantize_q5_1(blocks: Blocks) -> Float32:
     """Weight = d * code + m: (..., n_blocks) Q5_1 -> (..., n) float32."""
-    codes = unpack_nibbles(blocks["qs"]) | _unpack_fifth_bits(blocks["qh"])
+    codes = unpack_nibbles(blocks["qs"]) | unpack_fifth_bits(blocks["qh"])
     return join_rows(codes.astype(np.float32) * _column(blocks["d"]) + _column(blocks["m"]))
 
 
@@ -181,13 +181,13 @@ def _column(scale: Blocks) -> Float32:
     return scale.astype(np.float32)[..., None]
 
 
-def _pack_fifth_bits(codes: UInt8) -> Blocks:
+def pack_fifth_bits(codes: UInt8) -> Blocks:
     """Bit 4 of code j becomes bit j of a word: (..., 32) -> (...) uint32."""
     bits = (codes >> np.uint8(4)).astype(np.uint32) << np.arange(BLOCK, dtype=np.uint32)
     return np.asarray(np.bitwise_or.reduce(bits, axis=-1))
 
 
-def _unpack_fifth_bits(word: Blocks) -> UInt8:
+def unpack_fifth_bits(word: Blocks) -> UInt8:
     """Bit j of the word becomes bit 4 of value j: (...) uint32 -> (..., 32)."""
     bits = word[..., None] >> np.arange(BLOCK, dtype=np.uint32)
     return ((bits & np.uint32(1)) << np.uint32(4)).astype(np.uint8)

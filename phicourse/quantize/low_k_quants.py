@@ -97,7 +97,7 @@ def quantize_q3_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     codes = np.where(step != 0, np.clip(nearest_int(weights / step), -4, 3), codes)
     stored = _flat(codes + np.float32(4))  # (..., n_blocks, 256), 0 … 7
 
-    qs, hmask = pack_two_bits(stored), _pack_third_bits(stored)  # step 4
+    qs, hmask = pack_two_bits(stored), pack_third_bits(stored)  # step 4
     return pack("Q3_K", hmask=hmask, qs=qs, scales=pack_signed_scales(scale_codes), d=d)
 
 
@@ -112,7 +112,7 @@ def dequantize_q2_k(blocks: Blocks) -> Float32:
 def dequantize_q3_k(blocks: Blocks) -> Float32:
     """Weight = d * (scale - 32) * (code - 4): (..., n_blocks) Q3_K -> (..., n) float32."""
     step = _float(blocks["d"])[..., None] * _float(unpack_signed_scales(blocks["scales"]))
-    codes = unpack_two_bits(blocks["qs"]) | _unpack_third_bits(blocks["hmask"])
+    codes = unpack_two_bits(blocks["qs"]) | unpack_third_bits(blocks["hmask"])
     values = step[..., None] * (_float(_sub_blocks(codes)) - np.float32(4))  # (..., n_blocks, 16, 16)
     return join_rows(values.reshape(*blocks.shape, SUPER_BLOCK))
 
@@ -198,14 +198,14 @@ def _four_in_a_byte(quarters: UInt8) -> UInt8:
     return np.asarray(first | second << 2 | third << 4 | fourth << 6)
 
 
-def _pack_third_bits(codes: UInt8) -> UInt8:
+def pack_third_bits(codes: UInt8) -> UInt8:
     """Bit 2 of weight 32 g + l becomes bit g of byte l: (..., 256) -> (..., 32)."""
     groups = codes.reshape(*codes.shape[:-1], 8, 32)
     return np.packbits(groups >> 2, axis=-2, bitorder="little")[..., 0, :]
 
 
-def _unpack_third_bits(packed: UInt8) -> UInt8:
-    """Undo `_pack_third_bits`: (..., 32) -> 0 or 4 for each weight, (..., 256)."""
+def unpack_third_bits(packed: UInt8) -> UInt8:
+    """Undo `pack_third_bits`: (..., 32) -> 0 or 4 for each weight, (..., 256)."""
     bits = np.unpackbits(packed[..., None, :], axis=-2, bitorder="little")  # (..., 8, 32)
     return np.asarray(bits << 2).reshape(*packed.shape[:-1], SUPER_BLOCK)
 

@@ -61,7 +61,7 @@ def quantize_iq4_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     scale_codes = np.clip(nearest_int(reciprocal(d)[..., None] * scales), -32, 31)
     step = d[..., None] * scale_codes.astype(np.float32)  # with d as it was before float16
     codes = nearest_level(weights * reciprocal(step)[..., None])
-    high, low = _pack_scales((scale_codes + 32).astype(np.uint8))
+    high, low = pack_scales((scale_codes + 32).astype(np.uint8))
     packed = pack_nibbles(codes).reshape(*d.shape, 128)
     return pack("IQ4_XS", d=d, scales_h=high, scales_l=low, qs=packed)
 
@@ -73,7 +73,7 @@ def dequantize_iq4_nl(blocks: Blocks) -> Float32:
 
 def dequantize_iq4_xs(blocks: Blocks) -> Float32:
     """Weight = d * (scale - 32) * level[code]: (..., n_blocks) IQ4_XS -> (..., n) float32."""
-    scales = _unpack_scales(blocks["scales_h"], blocks["scales_l"]).astype(np.float32) - np.float32(32)
+    scales = unpack_scales(blocks["scales_h"], blocks["scales_l"]).astype(np.float32) - np.float32(32)
     step = blocks["d"].astype(np.float32)[..., None] * scales  # (..., n_blocks, 8)
     codes = unpack_nibbles(blocks["qs"].reshape(*blocks.shape, 8, 16))  # (..., n_blocks, 8, 32)
     return join_rows((step[..., None] * LEVELS[codes]).reshape(*blocks.shape, SUPER_BLOCK))
@@ -113,15 +113,15 @@ def _projections(x: Float32, counts: Float32, inverse: Float32) -> tuple[Float32
     return sum_in_order(weighted * x), sum_in_order(weighted * levels)
 
 
-def _pack_scales(codes: UInt8) -> tuple[Blocks, UInt8]:
+def pack_scales(codes: UInt8) -> tuple[Blocks, UInt8]:
     """Eight 6-bit numbers: two high bits each in a word (...), four low bits each in (..., 4) bytes."""
     pairs = codes.reshape(*codes.shape[:-1], 4, 2)
     high = (codes >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)
     return np.bitwise_or.reduce(high, axis=-1), np.asarray(pairs[..., 0] & 15 | pairs[..., 1] << 4)
 
 
-def _unpack_scales(high: Blocks, low: UInt8) -> UInt8:
-    """Undo `_pack_scales`: (...) and (..., 4) -> (..., 8)."""
+def unpack_scales(high: Blocks, low: UInt8) -> UInt8:
+    """Undo `pack_scales`: (...) and (..., 4) -> (..., 8)."""
     four = np.stack([low & 15, low >> 4], axis=-1).reshape(*low.shape[:-1], 8)
     two = (high[..., None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
     return np.asarray(four | two << 4)

@@ -46,6 +46,7 @@ from phicourse.quantize.checks import (
 Quantizer = Callable[..., Blocks]
 Dequantizer = Callable[[Blocks], Float32]
 Backend = Literal["auto", "native", "numpy"]
+Search = Literal["reference", "best"]
 
 QUANTIZERS: dict[str, Quantizer] = {
     "F32": float_types.quantize_f32,
@@ -151,6 +152,7 @@ def quantize_rows(
     *,
     importance: NDArray[Any] | None = None,
     backend: Backend = "auto",
+    search: Search = "reference",
     threads: int | None = None,
     name: str = "input",
 ) -> UInt8:
@@ -161,6 +163,8 @@ def quantize_rows(
     importance  (n,) how much an error in each column counts; types that cannot weigh errors take no notice
     backend     "native" the compiled module, "numpy" the functions to read; "auto" takes what `use` put in place,
                 else native where it was built, else NumPy. The bytes are the same.
+    search      "reference" for llama.cpp's bytes, "best" for smaller errors in the same format, by NumPy; what `use`
+                put in place comes before either
     threads     for native; None: one for each processor
     name        the tensor, for error messages
     returns     (rows, bytes of a row) uint8
@@ -169,7 +173,14 @@ def quantize_rows(
     """
     source = TENSOR_TYPES["F32"]
     return quantize_data(
-        x, source, type_name, importance=importance, backend=backend, threads=threads, name=name
+        x,
+        source,
+        type_name,
+        importance=importance,
+        backend=backend,
+        search=search,
+        threads=threads,
+        name=name,
     )
 
 
@@ -180,6 +191,7 @@ def quantize_data(
     *,
     importance: NDArray[Any] | None = None,
     backend: Backend = "auto",
+    search: Search = "reference",
     threads: int | None = None,
     name: str = "input",
     first_row: int = 0,
@@ -198,8 +210,8 @@ def quantize_data(
     if importance is not None:
         importance = check_importance(importance, rows.shape[1] * source.block, where)
     learners = _replaced.get({}).get(type.name) if backend == "auto" else None
-    function = learners or QUANTIZERS[type.name]
-    native = None if learners else _native_for(type.name, backend)
+    function = learners or _function_for(type.name, search)
+    native = None if learners or search == "best" else _native_for(type.name, backend)
     if native is not None:
         packed = _quantize_native(native, rows, source, type, importance, _threads(threads), where)
     else:
@@ -254,6 +266,17 @@ def _native() -> ModuleType | None:
         print(f"phicourse: no compiled module ({error}); NumPy quantizes, slowly", file=sys.stderr)
         return None
     return native
+
+
+def _function_for(type_name: str, search: Search) -> Quantizer:
+    """The NumPy function for a type; QuantizeError for an unknown search."""
+    if search == "best":
+        from phicourse.quantize.best_search import best_blocks  # it starts from what this module knows
+
+        return partial(best_blocks, type_name=type_name)
+    if search != "reference":
+        raise QuantizeError(f"unknown search {search!r}; known are reference, best")
+    return QUANTIZERS[type_name]
 
 
 def _native_for(type_name: str, backend: Backend) -> ModuleType | None:

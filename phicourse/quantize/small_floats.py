@@ -39,7 +39,7 @@ def quantize_mxfp4(x: Float32) -> Blocks:
     # float64 first, because the last bit of a float32 log2 differs between processors
     power = np.floor(np.log2(largest.astype(np.float64)).astype(np.float32)) - np.float32(2)
     exponent = np.where(largest > 0, truncate(power + np.float32(127)), 0).astype(np.uint8)
-    codes = _nearest_codes(weights, _half_of_power(exponent))
+    codes = _nearest_codes(weights, half_of_power(exponent))
     return pack("MXFP4", e=exponent, qs=pack_nibbles(codes))
 
 
@@ -54,20 +54,20 @@ def quantize_nvfp4(x: Float32) -> Blocks:
     blocks = split_rows(x, 64, "NVFP4")
     weights = blocks.reshape(*blocks.shape[:-1], 4, 16)  # (..., n_blocks, 4, 16)
     d = float32_to_ue4m3(np.abs(weights).max(axis=-1) / np.float32(6))  # the largest E2M1 number
-    codes = _nearest_codes(weights, _half_of_ue4m3(d))
+    codes = _nearest_codes(weights, half_of_ue4m3(d))
     return pack("NVFP4", d=d, qs=pack_nibbles(codes).reshape(*blocks.shape[:-1], 32))
 
 
 def dequantize_mxfp4(blocks: Blocks) -> Float32:
     """Weight = 2^(e - 127) * E2M1 number: (..., n_blocks) MXFP4 -> (..., n) float32."""
     with np.errstate(over="ignore"):  # 2^128 is infinite, as in ggml; no weight of a model gets there
-        return join_rows(LEVELS[unpack_nibbles(blocks["qs"])] * _half_of_power(blocks["e"])[..., None])
+        return join_rows(LEVELS[unpack_nibbles(blocks["qs"])] * half_of_power(blocks["e"])[..., None])
 
 
 def dequantize_nvfp4(blocks: Blocks) -> Float32:
     """Weight = d * E2M1 number: (..., n_blocks) NVFP4 -> (..., n) float32."""
     packed = blocks["qs"].reshape(*blocks.shape, 4, 8)
-    values = LEVELS[unpack_nibbles(packed)] * _half_of_ue4m3(blocks["d"])[..., None]  # (..., 4, 16)
+    values = LEVELS[unpack_nibbles(packed)] * half_of_ue4m3(blocks["d"])[..., None]  # (..., 4, 16)
     return join_rows(values.reshape(*blocks.shape, 64))
 
 
@@ -78,7 +78,7 @@ def _nearest_codes(weights: Float32, scale: Float32) -> UInt8:
     return np.asarray(distance.argmin(axis=-1), dtype=np.uint8)
 
 
-def _half_of_power(exponent: UInt8) -> Float32:
+def half_of_power(exponent: UInt8) -> Float32:
     """2^(e - 127) / 2, any shape: the exponent field of a float32, whose two smallest are denormal."""
     wide = exponent.astype(np.uint32)
     denormal = np.uint32(0x00200000) << np.minimum(wide, np.uint32(1))  # 2^-128 or 2^-127
@@ -101,7 +101,7 @@ def float32_to_ue4m3(x: Float32) -> UInt8:
     return np.where(x > 0, np.where(is_small, small, normal), 0).astype(np.uint8)
 
 
-def _half_of_ue4m3(codes: UInt8) -> Float32:
+def half_of_ue4m3(codes: UInt8) -> Float32:
     """Half the number that an unsigned 8-bit float stands for, any shape; code 127 (NaN) is read as 0."""
     exponent, mantissa = (codes >> 3 & 15).astype(np.int32), (codes & 7).astype(np.float32)
     small = np.ldexp(mantissa, -9)

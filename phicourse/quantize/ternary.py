@@ -24,7 +24,7 @@ def quantize_tq1_0(x: Float32) -> Blocks:
     raises   QuantizeError where 256 does not divide n
     """
     scale, trits = _scale_and_trits(split_rows(x, SUPER_BLOCK, "TQ1_0"))
-    first, second, last = (_pack_trits(part) for part in _parts(trits))
+    first, second, last = (pack_trits(part) for part in split_trits(trits))
     return pack("TQ1_0", qs=np.concatenate([first, second], axis=-1), qh=last, d=scale)
 
 
@@ -43,7 +43,7 @@ def quantize_tq2_0(x: Float32) -> Blocks:
 def dequantize_tq1_0(blocks: Blocks) -> Float32:
     """Weight = d * (trit - 1): (..., n_blocks) TQ1_0 -> (..., n) float32."""
     first, second, last = blocks["qs"][..., :32], blocks["qs"][..., 32:], blocks["qh"]
-    trits = [_unpack_trits(first, 5), _unpack_trits(second, 5), _unpack_trits(last, 4)]
+    trits = [unpack_trits(first, 5), unpack_trits(second, 5), unpack_trits(last, 4)]
     return _from_trits(blocks, np.concatenate(trits, axis=-1))
 
 
@@ -63,7 +63,7 @@ def _from_trits(blocks: Blocks, trits: UInt8) -> Float32:
     return join_rows(blocks["d"].astype(np.float32)[..., None] * (trits.astype(np.float32) - np.float32(1)))
 
 
-def _parts(trits: UInt8) -> tuple[UInt8, UInt8, UInt8]:
+def split_trits(trits: UInt8) -> tuple[UInt8, UInt8, UInt8]:
     """Cut the trits of a super-block as they share bytes: trit t of byte b is row t, column b.
 
     trits    (..., 256)
@@ -74,7 +74,7 @@ def _parts(trits: UInt8) -> tuple[UInt8, UInt8, UInt8]:
     return first.reshape(*shape, 5, 32), second.reshape(*shape, 5, 16), last.reshape(*shape, 4, 4)
 
 
-def _pack_trits(trits: UInt8) -> UInt8:
+def pack_trits(trits: UInt8) -> UInt8:
     """Put a column of trits into a byte: (..., 4 or 5, k) -> (..., k).
 
     The trits t0, t1, … are the digits of a number q to base 3, from 0 to 242 (with four, the last digit
@@ -89,8 +89,8 @@ def _pack_trits(trits: UInt8) -> UInt8:
     return ((q * np.uint32(256) + np.uint32(242)) // np.uint32(243)).astype(np.uint8)
 
 
-def _unpack_trits(packed: UInt8, n_trits: int) -> UInt8:
-    """Undo `_pack_trits`: (..., k) -> (..., n_trits * k), first trits first."""
+def unpack_trits(packed: UInt8, n_trits: int) -> UInt8:
+    """Undo `pack_trits`: (..., k) -> (..., n_trits * k), first trits first."""
     trits, rest = [], packed.astype(np.uint16)
     for _ in range(n_trits):
         rest = rest * np.uint16(3)

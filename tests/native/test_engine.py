@@ -87,7 +87,9 @@ def quantized(array: np.ndarray, type_name: str) -> np.ndarray:
     """(rows, cols) float32 to (rows, row_bytes) uint8."""
     out = np.empty((array.shape[0], tensor_type(type_name).row_bytes(array.shape[1])), np.uint8)
     hand_over(native, type_name)
-    native.quantize(type_name, array, out, importance=np.ones(array.shape[1], np.float32))  # some types ask for it
+    native.quantize(
+        type_name, array, out, importance=np.ones(array.shape[1], np.float32)
+    )  # some types ask for it
     return out
 
 

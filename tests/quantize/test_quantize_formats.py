@@ -9,12 +9,12 @@ from quantize_inputs import IMPORTANCES, KINDS, SORTING
 from phicourse.errors import QuantizeError
 from phicourse.quantize import DEQUANTIZERS, QUANTIZERS, dequantize_rows, quantize_rows
 from phicourse.quantize.grids import load_grid
-from phicourse.quantize.iq1 import _pack_scales, _unpack_scales
+from phicourse.quantize.iq1 import pack_scales, unpack_scales
 from phicourse.quantize.k_quants import pack_scales_and_minima, unpack_scales_and_minima
 from phicourse.quantize.low_k_quants import pack_signed_scales, unpack_signed_scales
 from phicourse.quantize.nonlinear import LEVELS, nearest_level
-from phicourse.quantize.small_floats import _half_of_ue4m3, float32_to_ue4m3
-from phicourse.quantize.ternary import _pack_trits, _unpack_trits
+from phicourse.quantize.small_floats import float32_to_ue4m3, half_of_ue4m3
+from phicourse.quantize.ternary import pack_trits, unpack_trits
 
 
 @pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0", "Q2_0"])
@@ -26,9 +26,9 @@ def test_ternary_weights_lose_nothing(type_name: str) -> None:
 
 def test_all_243_bytes_of_trits_are_undone() -> None:
     digits = np.stack(np.unravel_index(np.arange(243), (3,) * 5)).astype(np.uint8)  # (5, 243)
-    packed = _pack_trits(digits)
+    packed = pack_trits(digits)
     assert len(set(packed.tolist())) == 243
-    np.testing.assert_array_equal(_unpack_trits(packed, 5).reshape(5, 243), digits)
+    np.testing.assert_array_equal(unpack_trits(packed, 5).reshape(5, 243), digits)
 
 
 def test_scales_and_minima_of_q4_k_are_undone_by_unpacking() -> None:
@@ -44,11 +44,11 @@ def test_scales_of_q3_k_are_undone_by_unpacking() -> None:
 
 
 def test_eight_bit_floats_round_to_the_nearest() -> None:
-    values = 2 * _half_of_ue4m3(np.arange(0x78, dtype=np.uint8))  # from 256 on ggml jumps to 448
+    values = 2 * half_of_ue4m3(np.arange(0x78, dtype=np.uint8))  # from 256 on ggml jumps to 448
     assert np.all(np.diff(values) > 0) and values[8] == 2**-6
     np.testing.assert_array_equal(float32_to_ue4m3(values), np.arange(0x78))
     x = np.random.default_rng(0).uniform(0, 240, 2000).astype(np.float32)
-    rounded = 2 * _half_of_ue4m3(float32_to_ue4m3(x))
+    rounded = 2 * half_of_ue4m3(float32_to_ue4m3(x))
     np.testing.assert_array_equal(np.abs(rounded - x), np.abs(values[:, None] - x).min(axis=0))
 
 
@@ -81,7 +81,7 @@ def test_without_the_gguf_package_the_grids_are_missed_by_name(monkeypatch: pyte
 def test_scale_of_iq1_m_is_undone_by_unpacking() -> None:
     rng = np.random.default_rng(0)
     d, codes = rng.normal(size=500).astype("<f2"), rng.integers(0, 8, (500, 16))
-    for ours, expected in zip(_unpack_scales(_pack_scales(d, codes)), (d, codes), strict=True):
+    for ours, expected in zip(unpack_scales(pack_scales(d, codes)), (d, codes), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
