@@ -225,6 +225,6 @@ def test_files_load_in_llama_cpp(tmp_path: Path, phi_tiny: Path) -> None:
     assert sizes[0] == sizes[1]
     llama = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, n_threads=1, verbose=False)
     llama.eval([1, 300, 301])
-    ours = phicourse.load(path, backend="torch", n_ctx=64).context.logits_after([1, 300, 301])
+    ours = phicourse.load(path, n_ctx=64).context.logits_after([1, 300, 301])
     theirs = np.array(llama.scores[2])
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99  # llama.cpp rounds activations to 8 bits
