@@ -1,8 +1,13 @@
 """Fixtures that every part of the tests shares."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell lets its background jobs ignore Ctrl-C, and what they start with them: the tests that send one would wait.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

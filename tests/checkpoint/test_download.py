@@ -107,16 +107,9 @@ def phicourse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 @pytest.fixture
 def process(tmp_path: Path, repository: Path) -> Callable[..., Process]:
-    """Start `phicourse download` as a process of its own, which reads the variables.
-
-    A shell lets its background jobs ignore Ctrl-C, and so would the process: here it never does.
-    """
-
-    def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Start `phicourse download` as a process of its own, which reads the variables."""
 
     def start(url: str, *args: str | Path, **options: object) -> Process:
-        options = {"preexec_fn": listen} | options
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
             [sys.executable, "-c", MAIN, "download", *map(str, args)],
             cwd=repository,
