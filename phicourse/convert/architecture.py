@@ -68,6 +68,24 @@ class Rule:
 Table = tuple[Rule, ...]
 
 
+def weight_and_bias(
+    source: str,
+    target: str,
+    shape: Callable[[PhiConfig], tuple[int, ...]],
+    has_bias: Callable[[PhiConfig], bool] = lambda config: True,
+) -> Table:
+    """Make the rules of a matrix or a norm of this shape, and of the bias that is added to what it gives."""
+    return (
+        Rule(f"{source}.weight", f"{target}.weight", shape),
+        Rule(
+            f"{source}.bias",
+            f"{target}.bias",
+            lambda config: shape(config)[:1],
+            is_optional=lambda config: not has_bias(config),
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How one kind of model is stored.

@@ -7,47 +7,33 @@ everywhere. Queries, keys and values are matrices of their own. Source: llama.cp
 from dataclasses import replace
 
 from phicourse.checkpoint import PhiConfig
-from phicourse.convert.architecture import Architecture, Number, Rule
+from phicourse.convert.architecture import Architecture, Number, Rule, weight_and_bias
 from phicourse.gguf import ValueType
 
 RULES = (
     Rule("model.embed_tokens.weight", "token_embd.weight", lambda c: (c.vocab_size, c.hidden_size)),
-    Rule("model.layers.N.input_layernorm.weight", "blk.N.attn_norm.weight", lambda c: (c.hidden_size,)),
-    Rule("model.layers.N.input_layernorm.bias", "blk.N.attn_norm.bias", lambda c: (c.hidden_size,)),
-    Rule(
-        "model.layers.N.self_attn.q_proj.weight",
-        "blk.N.attn_q.weight",
-        lambda c: (c.n_heads * c.head_size, c.hidden_size),
+    *weight_and_bias("model.layers.N.input_layernorm", "blk.N.attn_norm", lambda c: (c.hidden_size,)),
+    *weight_and_bias(
+        "model.layers.N.self_attn.q_proj", "blk.N.attn_q", lambda c: (c.n_heads * c.head_size, c.hidden_size)
     ),
-    Rule("model.layers.N.self_attn.q_proj.bias", "blk.N.attn_q.bias", lambda c: (c.n_heads * c.head_size,)),
-    Rule(
-        "model.layers.N.self_attn.k_proj.weight",
-        "blk.N.attn_k.weight",
+    *weight_and_bias(
+        "model.layers.N.self_attn.k_proj",
+        "blk.N.attn_k",
         lambda c: (c.n_kv_heads * c.head_size, c.hidden_size),
     ),
-    Rule(
-        "model.layers.N.self_attn.k_proj.bias", "blk.N.attn_k.bias", lambda c: (c.n_kv_heads * c.head_size,)
-    ),
-    Rule(
-        "model.layers.N.self_attn.v_proj.weight",
-        "blk.N.attn_v.weight",
+    *weight_and_bias(
+        "model.layers.N.self_attn.v_proj",
+        "blk.N.attn_v",
         lambda c: (c.n_kv_heads * c.head_size, c.hidden_size),
     ),
-    Rule(
-        "model.layers.N.self_attn.v_proj.bias", "blk.N.attn_v.bias", lambda c: (c.n_kv_heads * c.head_size,)
-    ),
-    Rule(
-        "model.layers.N.self_attn.dense.weight",
-        "blk.N.attn_output.weight",
+    *weight_and_bias(
+        "model.layers.N.self_attn.dense",
+        "blk.N.attn_output",
         lambda c: (c.hidden_size, c.n_heads * c.head_size),
     ),
-    Rule("model.layers.N.self_attn.dense.bias", "blk.N.attn_output.bias", lambda c: (c.hidden_size,)),
-    Rule("model.layers.N.mlp.fc1.weight", "blk.N.ffn_up.weight", lambda c: (c.ffn_size, c.hidden_size)),
-    Rule("model.layers.N.mlp.fc1.bias", "blk.N.ffn_up.bias", lambda c: (c.ffn_size,)),
-    Rule("model.layers.N.mlp.fc2.weight", "blk.N.ffn_down.weight", lambda c: (c.hidden_size, c.ffn_size)),
-    Rule("model.layers.N.mlp.fc2.bias", "blk.N.ffn_down.bias", lambda c: (c.hidden_size,)),
-    Rule("model.final_layernorm.weight", "output_norm.weight", lambda c: (c.hidden_size,)),
-    Rule("model.final_layernorm.bias", "output_norm.bias", lambda c: (c.hidden_size,)),
+    *weight_and_bias("model.layers.N.mlp.fc1", "blk.N.ffn_up", lambda c: (c.ffn_size, c.hidden_size)),
+    *weight_and_bias("model.layers.N.mlp.fc2", "blk.N.ffn_down", lambda c: (c.hidden_size, c.ffn_size)),
+    *weight_and_bias("model.final_layernorm", "output_norm", lambda c: (c.hidden_size,)),
     Rule(
         "lm_head.weight",
         "output.weight",

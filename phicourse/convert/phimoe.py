@@ -7,68 +7,43 @@ to [experts, rows, columns]. Norms are LayerNorms with a bias. Source: llama.cpp
 
 from phicourse.checkpoint import PhiConfig
 from phicourse.convert import phi3
-from phicourse.convert.architecture import Architecture, Number, Rule
+from phicourse.convert.architecture import Architecture, Number, Rule, weight_and_bias
 from phicourse.gguf import ValueType
 
 
-def _no_attention_bias(config: PhiConfig) -> bool:
-    return not config.attention_bias
+def _has_attention_bias(config: PhiConfig) -> bool:
+    return config.attention_bias
 
 
 COMMON = (
     Rule("model.embed_tokens.weight", "token_embd.weight", lambda c: (c.vocab_size, c.hidden_size)),
-    Rule("model.layers.N.input_layernorm.weight", "blk.N.attn_norm.weight", lambda c: (c.hidden_size,)),
-    Rule("model.layers.N.input_layernorm.bias", "blk.N.attn_norm.bias", lambda c: (c.hidden_size,)),
-    Rule(
-        "model.layers.N.self_attn.q_proj.weight",
-        "blk.N.attn_q.weight",
+    *weight_and_bias("model.layers.N.input_layernorm", "blk.N.attn_norm", lambda c: (c.hidden_size,)),
+    *weight_and_bias(
+        "model.layers.N.self_attn.q_proj",
+        "blk.N.attn_q",
         lambda c: (c.n_heads * c.head_size, c.hidden_size),
+        _has_attention_bias,
     ),
-    Rule(
-        "model.layers.N.self_attn.q_proj.bias",
-        "blk.N.attn_q.bias",
-        lambda c: (c.n_heads * c.head_size,),
-        is_optional=_no_attention_bias,
-    ),
-    Rule(
-        "model.layers.N.self_attn.k_proj.weight",
-        "blk.N.attn_k.weight",
+    *weight_and_bias(
+        "model.layers.N.self_attn.k_proj",
+        "blk.N.attn_k",
         lambda c: (c.n_kv_heads * c.head_size, c.hidden_size),
+        _has_attention_bias,
     ),
-    Rule(
-        "model.layers.N.self_attn.k_proj.bias",
-        "blk.N.attn_k.bias",
-        lambda c: (c.n_kv_heads * c.head_size,),
-        is_optional=_no_attention_bias,
-    ),
-    Rule(
-        "model.layers.N.self_attn.v_proj.weight",
-        "blk.N.attn_v.weight",
+    *weight_and_bias(
+        "model.layers.N.self_attn.v_proj",
+        "blk.N.attn_v",
         lambda c: (c.n_kv_heads * c.head_size, c.hidden_size),
+        _has_attention_bias,
     ),
-    Rule(
-        "model.layers.N.self_attn.v_proj.bias",
-        "blk.N.attn_v.bias",
-        lambda c: (c.n_kv_heads * c.head_size,),
-        is_optional=_no_attention_bias,
-    ),
-    Rule(
-        "model.layers.N.self_attn.o_proj.weight",
-        "blk.N.attn_output.weight",
+    *weight_and_bias(
+        "model.layers.N.self_attn.o_proj",
+        "blk.N.attn_output",
         lambda c: (c.hidden_size, c.n_heads * c.head_size),
+        _has_attention_bias,
     ),
-    Rule(
-        "model.layers.N.self_attn.o_proj.bias",
-        "blk.N.attn_output.bias",
-        lambda c: (c.hidden_size,),
-        is_optional=_no_attention_bias,
-    ),
-    Rule(
-        "model.layers.N.post_attention_layernorm.weight", "blk.N.ffn_norm.weight", lambda c: (c.hidden_size,)
-    ),
-    Rule("model.layers.N.post_attention_layernorm.bias", "blk.N.ffn_norm.bias", lambda c: (c.hidden_size,)),
-    Rule("model.norm.weight", "output_norm.weight", lambda c: (c.hidden_size,)),
-    Rule("model.norm.bias", "output_norm.bias", lambda c: (c.hidden_size,)),
+    *weight_and_bias("model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", lambda c: (c.hidden_size,)),
+    *weight_and_bias("model.norm", "output_norm", lambda c: (c.hidden_size,)),
     Rule(
         "lm_head.weight",
         "output.weight",

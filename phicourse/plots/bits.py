@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from phicourse.plots.style import PALETTE, Picture
+from phicourse.plots.style import PALETTE, Picture, figure_of
 
 _INK = {"#0072B2": "white", "#009E73": "white", "#000000": "white"}
 
@@ -35,6 +35,4 @@ def draw_bits(rows: Sequence[tuple[str, str, Sequence[tuple[str, int]]]], axes: 
             start += n_bits
     axes.set(xlim=(-0.25 * widest, widest + 0.2), ylim=(-1.5 * len(rows) + 1.3, 1.6))
     axes.set_axis_off()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure_of(axes)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from phicourse.plots.style import PALETTE, Picture, tidy
+from phicourse.plots.style import PALETTE, Picture, figure_of, tidy
 
 
 def draw_next_tokens(
@@ -37,6 +37,4 @@ def draw_next_tokens(
     axes.set_xlabel("probability of the next token", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     tidy(axes, title)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure_of(axes)

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from phicourse.plots.style import GREY, PALETTE, Picture, tidy
+from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, tidy
 
 
 def draw_quantized(
@@ -34,6 +34,4 @@ def draw_quantized(
         fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2
     )  # beside the title
     tidy(axes, f"Weights and what is left of them, {block} to a block")
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure_of(axes)

@@ -1,5 +1,6 @@
 """One look for all figures: colours that the colour-blind can tell apart, on white so that every theme shows them."""
 
+from collections.abc import Callable, Mapping
 from io import BytesIO
 
 from matplotlib.axes import Axes
@@ -35,3 +36,32 @@ def tidy(axes: Axes, title: str) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=9)
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Return the whole figure that axes are part of."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def stack_bars(
+    axes: Axes, bars: Mapping[str, Mapping[str, int]], unit: float, total: Callable[[float], str]
+) -> None:
+    """Draw horizontal bars, the first on top, one colour a part.
+
+    bars   label -> part -> amount; every bar has the same parts
+    unit   what the axis counts: amounts are divided by it
+    total  what to write behind a bar of so many units
+    """
+    labels = list(bars)
+    left = [0.0] * len(labels)  # units drawn so far in each bar
+    for part, colour in zip(bars[labels[0]], PALETTE, strict=False):
+        widths = [bars[label][part] / unit for label in labels]
+        axes.barh(labels, widths, left=left, color=colour, label=part, height=0.6)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for row, units in enumerate(left):
+        axes.text(units, row, f" {total(units)}", va="center", fontsize=9, color=GREY)
+    axes.set_xlim(0, max(left) * 1.2)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, frameon=False, loc="lower right")

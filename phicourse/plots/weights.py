@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from phicourse.plots.style import GREY, PALETTE, Picture, tidy
+from phicourse.plots.style import PALETTE, Picture, figure_of, stack_bars, tidy
 
 _NARROW = 0.1  # of the width: less has no room for a name
 
@@ -37,7 +37,7 @@ def draw_floor_plan(columns: Sequence[tuple[str, Mapping[str, int]]], axes: Axes
     axes.set(xlim=(0, 1), ylim=(0, 1))
     tidy(axes, f"{total / 1e9:.2f} billion weights: the area of a part is its share")
     axes.set_axis_off()
-    return _figure(axes)
+    return figure_of(axes)
 
 
 def _draw_column(
@@ -77,22 +77,7 @@ def draw_family(models: Mapping[str, Mapping[str, int]], axes: Axes | None = Non
     """
     if axes is None:
         axes = Picture(9, 0.42 * len(models) + 1.1).subplots()
-    names, left = list(models), [0.0] * len(models)
-    for part, colour in zip(models[names[0]], PALETTE, strict=False):
-        widths = [models[name][part] / 1e9 for name in names]
-        axes.barh(names, widths, left=left, color=colour, label=part, height=0.65)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    for row, total in enumerate(left):
-        axes.text(total, row, f" {total:.2f}", va="center", fontsize=9, color=GREY)
-    axes.set_xlim(0, max(left) * 1.12)
-    axes.invert_yaxis()  # the first model on top
+    stack_bars(axes, models, 1e9, lambda billions: f"{billions:.2f}")
     axes.set_xlabel("billions of weights", fontsize=9)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
     tidy(axes, "The family, part by part")
-    return _figure(axes)
-
-
-def _figure(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure_of(axes)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from phicourse.errors import QuantizeError
 from phicourse.gguf import GGUFWriter, TensorInfo, TensorType, Value, ValueType
+from phicourse.gguf.shards import SPLIT_KEYS
 from phicourse.progress_bar import byte_bar
 from phicourse.quantize.checks import Where, check_blocks
 from phicourse.quantize.importance import ImportanceMatrix
@@ -25,7 +26,6 @@ from phicourse.quantize.sources import Source, open_source
 from phicourse.quantize.weighting import Weighting
 
 _VERSION = Value(ValueType.UINT32, 2)  # of the quantized types' layouts, since 2023
-_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _ALIGNMENT = Value(ValueType.UINT32, 32)
 
 Convert = Callable[..., NDArray[Any]]  # `quantize_data` with threads, backend and search
@@ -176,7 +176,7 @@ def _write_metadata(writer: GGUFWriter, model: Source, mix: Mix, weighting: Weig
     own = {"general.quantization_version": _VERSION, "general.file_type": file_type}
     if weighting is not None:
         own |= weighting.metadata()
-    kept = {key: value for key, value in model.metadata.items() if key not in (*_SPLIT_KEYS, *own)}
+    kept = {key: value for key, value in model.metadata.items() if key not in (*SPLIT_KEYS, *own)}
     if kept.get("general.alignment", _ALIGNMENT) != _ALIGNMENT:
         del kept["general.alignment"]  # the output has the default one
     for key, value in (kept | own).items():
