@@ -44,8 +44,10 @@ static_assert(sizeof matmuls / sizeof *matmuls == N_TYPES);
 extern const Kernels table;
 const Kernels table = {
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .add = add,
     .swiglu = swiglu,
+    .gelu = gelu,
     .rotate = rotate,
     .store = store_cache,
     .quantize = quantize,

@@ -95,10 +95,14 @@ using Matmul = void (*)(const Matrix &weight, int64_t first, int64_t last, const
 struct Kernels {
     // out = x / sqrt(mean(x^2) + eps) * weight
     void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *out);
+    // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, int n, float eps, float *out);
     // x += y
     void (*add)(float *x, const float *y, int n);
     // out = silu(gate) * up, silu(x) = x / (1 + e^-x)
     void (*swiglu)(const float *gate, const float *up, int n, float *out);
+    // out = x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
+    void (*gelu)(const float *x, int n, float *out);
     // Turns pairs (x[i], x[i + half]) by the angles whose cosine and sine are given.
     void (*rotate)(float *x, const float *cosine, const float *sine, int half);
     // Puts x into a cache; `stride` is the step between its elements there.
