@@ -169,6 +169,7 @@ template <class T> static T field_or(const nb::dict &config, const char *name, c
 
 static phi::Config config_from(const nb::dict &fields) {
     phi::Config config;
+    config.architecture = &phi::find_architecture(field<std::string>(fields, "architecture"));
     config.hidden_size = field<int64_t>(fields, "hidden_size");
     config.n_layers = field<int64_t>(fields, "n_layers");
     config.n_heads = field<int64_t>(fields, "n_heads");
@@ -181,10 +182,17 @@ static phi::Config config_from(const nb::dict &fields) {
     config.norm_eps = field<double>(fields, "norm_eps");
     config.rope_theta = field<double>(fields, "rope_theta");
     config.rope_size = field<int64_t>(fields, "rope_size");
-    config.attention_factor = field_or<double>(fields, "attention_factor", 1.0);
+    const double attention_factor = field_or<double>(fields, "attention_factor", 1.0);
+    config.short_magnitude = field_or<double>(fields, "short_mscale", attention_factor);
+    config.long_magnitude = field_or<double>(fields, "long_mscale", attention_factor);
     config.sliding_window = field_or<int64_t>(fields, "sliding_window", 0);
     config.short_factor = field_or<std::vector<float>>(fields, "short_factor", {});
     config.long_factor = field_or<std::vector<float>>(fields, "long_factor", {});
+    config.attention_bias = field_or<bool>(fields, "attention_bias", false);
+    config.output_bias = field_or<bool>(fields, "output_bias", false);
+    config.n_experts = field_or<int64_t>(fields, "n_experts", 0);
+    config.n_experts_used = field_or<int64_t>(fields, "n_experts_used", 0);
+    config.router_jitter = field_or<double>(fields, "router_jitter", 0.01);
     return config;
 }
 
@@ -216,9 +224,14 @@ class PythonEngine {
             squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals);
         }
         nb::dict arrays;
-        for (auto &[name, sums] : squares) {
-            using Array = nb::ndarray<nb::numpy, double, nb::ndim<1>>;
-            arrays[name.c_str()] = nb::cast(Array(sums.data(), {sums.size()}), nb::rv_policy::copy);
+        for (auto &[name, tensor] : squares) {
+            using Sums = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
+            using Counts = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
+            const size_t n = tensor.tokens.size();
+            const Sums sums(tensor.sums.data(), {n, tensor.sums.size() / n});
+            const Counts counts(tensor.tokens.data(), {n});
+            arrays[name.c_str()] = nb::make_tuple(nb::cast(sums, nb::rv_policy::copy),
+                                                  nb::cast(counts, nb::rv_policy::copy));
         }
         return arrays;
     }

@@ -4,15 +4,21 @@ Tolerances, as parts of the largest logit:
 
     weights and cache F32   1e-5: only the order of sums differs (measured 2e-6); also for types without kernels
                                   of their own, whose rows the engine turns into floats
-    cache F16               2e-3: keys and values are rounded to 11 bits (measured 1.1e-3)
+    cache F16               3e-3: keys and values are rounded to 11 bits (measured 1.1e-3, experts 2.3e-3)
     quantized weights       0.1:  activations are rounded to 8 bits before they meet these weights, torch on the
                                   same weights keeps them in float32 (measured 0.06)
+    experts                 a rounding may send a token to another expert, whose random weights have nothing in
+                            common with the first one's. Where experts are nearly alike, so that this costs
+                            little, the mean KL divergence is below 5e-3 (measured 3e-3, and 1.5e-3 for a Phi-3 of
+                            such random weights, which hand every rounding on)
 """
 
 import gc
 import os
 import subprocess
 import sys
+from collections import defaultdict
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +30,14 @@ torch = pytest.importorskip("torch")
 native = pytest.importorskip("phicourse.native", reason="the compiled module is not built")
 
 from phicourse.checkpoint import PhiConfig  # noqa: E402
+from phicourse.evaluate.kl_divergence import log_probabilities  # noqa: E402
 from phicourse.generate.backends import ENGINE_TYPES  # noqa: E402
 from phicourse.gguf import tensor_type  # noqa: E402
 from phicourse.model import Phi  # noqa: E402
-from phicourse.model.load import gguf_names  # noqa: E402
+from phicourse.model.load import gguf_places  # noqa: E402
 from phicourse.quantize.grids import hand_over  # noqa: E402
 
-EXACT, HALVES, CODES = 1e-5, 2e-3, 0.1
+EXACT, HALVES, CODES = 1e-5, 3e-3, 0.1
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
 # The engine turns rows of these into floats and has no kernels for their codes.
 DEQUANTIZED = tuple(sorted(ENGINE_TYPES - {"F32", "F16", "BF16", *QUANTIZED}))
@@ -56,6 +63,20 @@ LONGROPE = replace(
     long_factor=tuple(1 + 0.9 * i for i in range(16)),
     attention_factor=1.19,
 )
+PHI2 = replace(PLAIN, architecture="phi2", rope_size=12, attention_bias=True, output_bias=True)
+PHIMOE = replace(
+    LONGROPE,
+    architecture="phimoe",
+    n_kv_heads=2,
+    ffn_size=256,
+    attention_bias=True,
+    output_bias=True,
+    n_experts=6,
+    n_experts_used=2,
+    router_jitter=0.1,
+    short_mscale=1.1,
+    long_mscale=1.3,
+)
 CONFIGS = {
     "plain": PLAIN,
     "grouped queries": replace(PLAIN, n_kv_heads=2),
@@ -67,6 +88,26 @@ CONFIGS = {
     "odd sizes": replace(
         PLAIN, hidden_size=66, n_heads=3, n_kv_heads=1, head_size=22, rope_size=10, ffn_size=75
     ),
+    "phi2": PHI2,
+    "phi2 tied, grouped queries": replace(PHI2, n_kv_heads=2, tie_embeddings=True),
+    "phimoe": PHIMOE,
+    "phimoe without biases, window": replace(
+        PHIMOE, attention_bias=False, output_bias=False, router_jitter=0.01, sliding_window=11
+    ),
+    "phimoe, one of six, odd sizes": replace(
+        PHIMOE,
+        hidden_size=66,
+        n_heads=3,
+        n_kv_heads=1,
+        head_size=22,
+        rope_size=10,
+        ffn_size=75,
+        n_experts_used=1,
+        short_factor=None,
+        long_factor=None,
+        short_mscale=None,
+        long_mscale=None,
+    ),
 }
 
 
@@ -76,10 +117,9 @@ def random_model(config: PhiConfig) -> Phi:
     model = Phi(config).eval()
     for name, parameter in model.named_parameters():
         scale = 1.0 if "embed" in name else 1.5 / parameter.shape[-1] ** 0.5
+        mean, scale = (float("norm.weight" in name), 0.1) if parameter.ndim == 1 else (0.0, scale)
         with torch.no_grad():
-            parameter.normal_(1.0, 0.1, generator=generator) if parameter.ndim == 1 else parameter.normal_(
-                0.0, scale, generator=generator
-            )
+            parameter.normal_(mean, scale, generator=generator)
     return model
 
 
@@ -94,21 +134,26 @@ def quantized(array: np.ndarray, type_name: str) -> np.ndarray:
 
 
 def tensors(model: Phi, type_name: str = "F32") -> dict[str, tuple[str, int, int, np.ndarray]]:
-    names, out = gguf_names(model.config), {}
+    """The parameters as a GGUF file has them: experts stacked, matrices but the router's in the type."""
+    places, stacks = gguf_places(model.config), defaultdict[str, list[np.ndarray]](list)
     for name, parameter in model.state_dict().items():
-        rows = parameter.numpy().reshape(-1, parameter.shape[-1])
-        stored_as = type_name if parameter.ndim == 2 else "F32"
-        out[names[name]] = (stored_as, *rows.shape, quantized(rows, stored_as).reshape(-1))
+        assert len(stacks[places[name].tensor]) == places[name].part
+        stacks[places[name].tensor].append(parameter.numpy().reshape(-1, parameter.shape[-1]))
+    out = {}
+    for name, parts in stacks.items():
+        rows = np.concatenate(parts)
+        stored_as = type_name if len(rows) > 1 and "ffn_gate_inp" not in name else "F32"
+        out[name] = (stored_as, *rows.shape, quantized(rows, stored_as).reshape(-1))
     return out
 
 
 def dequantized(model: Phi, type_name: str) -> Phi:
     """The same model with the weights that the quantized ones stand for."""
-    copy = random_model(model.config)
-    for parameter in copy.parameters():
-        if parameter.ndim == 2:
+    copy = deepcopy(model)
+    for name, parameter in copy.named_parameters():
+        if parameter.ndim == 2 and not name.endswith("moe.gate.weight"):
             rows = parameter.detach().numpy()
-            native.dequantize(type_name, quantized(rows, type_name), rows)
+            native.dequantize(type_name, quantized(rows, type_name), rows)  # in place
     return copy
 
 
@@ -132,16 +177,22 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
+def mean_kl(got: np.ndarray, expected: np.ndarray) -> float:
+    p, q = log_probabilities(expected), log_probabilities(got)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("n", [1, 40, 100])  # with LongRoPE 100 is beyond the switch
 def test_logits_are_those_of_the_torch_model(name: str, n: int) -> None:
     model, ids = random_model(CONFIGS[name]), random_ids(n)
     expected = torch_logits(model, ids)
     assert relative_error(engine(model).forward(ids, True), expected) < EXACT
-    assert relative_error(engine(model, cache="F16").forward(ids, True), expected) < HALVES
+    if "without biases" not in name:  # there, halves send one token to another expert
+        assert relative_error(engine(model, cache="F16").forward(ids, True), expected) < HALVES
 
 
-@pytest.mark.parametrize("name", ["plain", "all"])
+@pytest.mark.parametrize("name", ["plain", "all", "phi2", "phimoe"])
 def test_token_by_token_is_one_fresh_pass(name: str) -> None:
     model, ids = random_model(CONFIGS[name]), random_ids(70)
     running = engine(model)
@@ -181,9 +232,66 @@ def test_every_type_against_torch_on_the_same_weights(type_name: str) -> None:
     assert relative_error(got, expected) < (CODES if type_name in QUANTIZED else EXACT)
 
 
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K", "IQ4_XS"])
+def test_phi2_in_a_quantized_type(type_name: str) -> None:
+    model, ids = random_model(PHI2), random_ids(50)
+    got, expected = (
+        engine(model, type_name).forward(ids, True),
+        torch_logits(dequantized(model, type_name), ids),
+    )
+    assert relative_error(got, expected) < (CODES if type_name in QUANTIZED else EXACT)
+    assert mean_kl(got, expected) < 1e-3
+
+
+def make_alike(model: Phi) -> Phi:
+    """All experts of a layer become the first one, give or take a little."""
+    for layer in model.model.layers:
+        first, *others = layer.block_sparse_moe.experts
+        for parameter, expert in (
+            (name, expert) for expert in others for name, _ in first.named_parameters()
+        ):
+            with torch.no_grad():
+                weight = expert.get_parameter(parameter)
+                weight.mul_(0.05).add_(first.get_parameter(parameter))
+    return model
+
+
+@pytest.mark.parametrize("type_name", [*QUANTIZED, "IQ4_XS", "Q2_K"])
+def test_experts_in_a_quantized_type(type_name: str) -> None:
+    """A hard router, jitter near 0, lets the experts' weights be 1."""
+    model, ids = make_alike(random_model(replace(PHIMOE, router_jitter=1e-4))), random_ids(100)
+    got, expected = (
+        engine(model, type_name).forward(ids, True),
+        torch_logits(dequantized(model, type_name), ids),
+    )
+    assert mean_kl(got, expected) < (5e-3 if type_name in QUANTIZED else 1e-9)
+
+
+@pytest.mark.parametrize("config", [PHI2, PHIMOE], ids=["phi2", "phimoe"])
+def test_types_that_want_different_codings_of_the_same_vector(config: PhiConfig) -> None:
+    """Queries, keys and values, gates and ups: the tensors of a layer that read the same vector."""
+    model, ids = random_model(config), random_ids(30)
+    in_type = {name: tensors(model, name) for name in ("Q8_0", "Q6_K", "F16", "F32")}
+    types = {
+        "attn_q.": "Q8_0",
+        "attn_k.": "Q6_K",
+        "attn_v.": "F16",
+        "ffn_up": "Q6_K",
+        "ffn_gate_exps": "Q8_0",
+    }
+    mixed = {
+        name: in_type[next((type for part, type in types.items() if part in name), "F32")][name]
+        for name in in_type["F32"]
+    }
+    got = native.Engine(asdict(config), mixed, 30, 2, "F32").forward(ids, True)
+    error = np.abs(got - torch_logits(model, ids)) / np.abs(got).max()
+    assert np.median(error) < 0.02  # not the largest: some token may meet another expert
+
+
+@pytest.mark.parametrize("config", [LONGROPE, PHIMOE], ids=["phi3", "phimoe"])
 @pytest.mark.parametrize("type_name", ["F32", "F16", *QUANTIZED, "Q3_K", "IQ2_XS"])
-def test_same_bits_with_any_threads_and_any_cut(type_name: str) -> None:
-    model, ids = random_model(LONGROPE), random_ids(80)
+def test_same_bits_with_any_threads_and_any_cut(type_name: str, config: PhiConfig) -> None:
+    model, ids = random_model(config), random_ids(80)
     expected = engine(model, type_name, threads=1).forward(ids, True)
     for threads in (2, 5):
         assert np.array_equal(engine(model, type_name, threads=threads).forward(ids, True), expected)
@@ -268,13 +376,21 @@ def test_what_does_not_fit_is_refused() -> None:
     refused(ValueError, "n_kv_heads must divide n_heads", {"n_kv_heads": 3})
     refused(ValueError, "expected 300 rows of 256", tensors={"output.weight": ("F32", 1, 256, vector)})
     refused(ValueError, "blk.1.ffn_down.weight is missing", tensors={"blk.1.ffn_down.weight": None})
-    refused(ValueError, "rope.bias has no place", tensors={"rope.bias": ("F32", 1, 256, vector)})
+    refused(
+        ValueError, "rope.bias has no place in a phi3 model", tensors={"rope.bias": ("F32", 1, 256, vector)}
+    )
     refused(
         ValueError, "output_norm.weight: .*Q9_X", tensors={"output_norm.weight": ("Q9_X", 1, 256, vector)}
     )
     refused(
         ValueError, "has 1024 bytes, expected 512", tensors={"output_norm.weight": ("F16", 1, 256, vector)}
     )
+    refused(
+        ValueError, "architecture llama is not known: phi2, phi3 and phimoe are", {"architecture": "llama"}
+    )
+    refused(ValueError, "blk.0.attn_norm.bias is missing", {"architecture": "phi2"})
+    refused(ValueError, "n_experts must be from 1 to 512, not 0", {"architecture": "phimoe"})
+    refused(ValueError, "n_experts_used must be from 1 to 4", {"architecture": "phimoe", "n_experts": 4})
     refused(TypeError, "n_heads has the wrong type", {"n_heads": "eight"})
     refused(
         TypeError, "long_factor has the wrong type", {"long_factor": [1, "x"], "short_factor": [1.0] * 16}
@@ -283,6 +399,28 @@ def test_what_does_not_fit_is_refused() -> None:
     refused(
         TypeError, "tensor output.weight must be", tensors={"output.weight": ("F32", 1, 256, vector[:, None])}
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "rows", "message"),
+    [
+        (PHI2, "blk.1.attn_k.bias", None, "blk.1.attn_k.bias is missing"),
+        (PHI2, "output.bias", None, "output.bias is missing"),
+        (PHI2, "blk.0.ffn_norm.weight", 1, "blk.0.ffn_norm.weight has no place in a phi2 model"),
+        (PHIMOE, "blk.1.ffn_gate_inp.weight", None, "blk.1.ffn_gate_inp.weight is missing"),
+        (PHIMOE, "blk.0.ffn_up_exps.weight", 5 * 256, "has 1280 rows of 256, expected 1536 rows of 256"),
+        (PHIMOE, "blk.0.ffn_up.weight", 1, "blk.0.ffn_up.weight has no place in a phimoe model"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_architecture(
+    config: PhiConfig, name: str, rows: int | None, message: str
+) -> None:
+    weights = tensors(random_model(config))
+    weights.pop(name, None)
+    if rows is not None:
+        weights[name] = ("F32", rows, 256, np.zeros(1024 * rows, np.uint8))
+    with pytest.raises(ValueError, match=message):
+        native.Engine(asdict(config), weights, 16, 1)
 
 
 def test_a_missing_field_is_named() -> None:
