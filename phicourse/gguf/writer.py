@@ -4,7 +4,6 @@ First the metadata and the list of tensors, then the tensors in that order, in c
 file needs no more memory than its largest chunk.
 """
 
-import io
 import os
 import shutil
 import struct
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from phicourse.errors import GGUFError
 from phicourse.gguf.atomic import atomic_outputs, check_target
+from phicourse.gguf.output_file import OutputFile
 from phicourse.gguf.reader import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -154,7 +154,7 @@ class GGUFWriter:
         self._outputs = ExitStack()
         self._shards: deque[tuple[_Shard, Path]] = deque()  # the files to come, and where each is written
         self._shard: _Shard | None = None  # the one that is written
-        self._file: io.FileIO | None = None
+        self._file: OutputFile | None = None
         self._unwritten: deque[_Declared] = deque()  # its tensors that are not complete
 
     def __enter__(self) -> Self:
@@ -182,7 +182,8 @@ class GGUFWriter:
                 yield
                 self._finish()
             finally:
-                self._close()
+                if self._file is not None:
+                    self._file.close()
 
     def add(self, key: str, value: Any, type: ValueType, element: ValueType | None = None) -> None:
         """Add a metadata pair; the file keeps the order.
@@ -278,22 +279,28 @@ class GGUFWriter:
     def _advance(self) -> None:
         """Begin the next file where one has all its tensors; a file of keys only has them at once."""
         while not self._unwritten and self._shards:
-            self._close()
+            self._end_file()
             self._shard, temporary = self._shards.popleft()
-            self._file = io.FileIO(str(temporary), "wb")
+            self._file = OutputFile(temporary, self._shard.size)
             self._put(memoryview(self._shard.header))
             self._unwritten.extend(self._shard.tensors)
 
-    def _close(self) -> None:
+    def _end_file(self) -> None:
         if self._file is not None:
+            with self._told():
+                self._file.finish()
             self._file.close()
 
     def _put(self, raw: memoryview) -> None:
         assert self._file is not None
-        rest = raw.cast("B") if raw.nbytes else raw[:0]
+        with self._told():
+            self._file.write(raw.cast("B") if raw.nbytes else raw[:0])
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say which file it was that could not be written."""
         try:
-            while rest:  # the system may take less than all at once, 2 GiB at most
-                rest = rest[self._file.write(rest) :]
+            yield
         except OSError as error:
             raise GGUFError(f"{self.path}: cannot be written ({error.strerror})") from error
 
@@ -303,3 +310,4 @@ class GGUFWriter:
         if self._unwritten:
             tensor = self._unwritten[0]
             raise GGUFError(f"{self.path}: {tensor.missing:,} bytes of {tensor.name!r} were never written")
+        self._end_file()
