@@ -25,7 +25,7 @@ class Engine {
     // The tensors' bytes must outlive the engine. Throws std::invalid_argument where config, tensors, n_ctx
     // or threads do not fit together.
     Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads,
-           CacheType cache_type = CacheType::F16, Isa isa = active_isa());
+           Type cache_type = Type::F16, Isa isa = active_isa());
 
     // Appends tokens to the text and writes the logits after each of them (n, vocabulary), or after the last.
     // When the text gets longer or shorter than LongRoPE's switch, everything is computed anew, because keys
