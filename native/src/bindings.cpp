@@ -226,6 +226,7 @@ class PythonEngine {
     void truncate(int64_t length) { engine_.truncate(length); }
     int64_t position() const { return engine_.position(); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
+    size_t cache_bytes() const { return engine_.cache_bytes(); }
 
   private:
     // Between batches of a long prompt: Ctrl-C stops it.
@@ -263,7 +264,8 @@ static void bind_engine(nb::module_ &m) {
         .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
         .def("truncate", &PythonEngine::truncate, "length"_a)
         .def_prop_ro("position", &PythonEngine::position)
-        .def_prop_ro("n_ctx", &PythonEngine::n_ctx);
+        .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
+        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
 }
 
 // ----------------------------------------------------------------------------------------------

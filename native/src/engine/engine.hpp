@@ -45,6 +45,7 @@ class Engine {
 
     int64_t position() const { return static_cast<int64_t>(text_.size()); }
     int64_t n_ctx() const { return n_ctx_; }
+    size_t cache_bytes() const { return cache_.bytes(); } // of the keys and values of a full context
     const Config &config() const { return config_; }
 
   private:

@@ -32,11 +32,13 @@ class KVCache {
     KVCache(const Config &config, int64_t n_ctx, Type type)
         : format_(cache_format(type, config.head_size)), n_kv_heads_(config.n_kv_heads),
           blocks_((n_ctx + key_block - 1) / key_block), keys_(checked_size(config.n_layers, format_.key_block_bytes)),
-          values_(checked_size(config.n_layers, format_.row_bytes * key_block)) {
+          values_(checked_size(config.n_layers, format_.row_bytes * key_block)),
+          bytes_(config.n_layers * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
         if (!keys_.allocated() || !values_.allocated()) refuse();
     }
 
     const CacheFormat &format() const { return format_; }
+    size_t bytes() const { return bytes_; }
 
     // Of one head: (blocks of 32 positions, key_block_bytes) and (positions, row_bytes).
     uint8_t *keys(int64_t layer, int64_t head) const {
@@ -65,6 +67,7 @@ class KVCache {
     CacheFormat format_;
     int64_t n_kv_heads_, blocks_;
     ZeroedArray<uint8_t> keys_, values_;
+    size_t bytes_;
 };
 
 } // namespace phi
