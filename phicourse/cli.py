@@ -219,6 +219,10 @@ Context = Annotated[
     int | None,
     typer.Option("--ctx", min=1, metavar="N", help="Context in tokens.  [default: the model's, up to 4096]"),
 ]
+CacheType = Annotated[
+    str,
+    typer.Option(metavar="T", help="Keep keys and values as f16, bf16, f32, or smaller: q8_0, q4_0."),
+]
 SplitSize = Annotated[
     int | None,
     typer.Option("--split-max-size", parser=a_size, metavar="SIZE", help="Bytes a file at most: 500M, 2G."),
@@ -271,7 +275,7 @@ def download(
 ) -> None:
     """Fetch a model from the Hugging Face Hub and print its folder."""
     from phicourse.checkpoint.download import download
-    from phicourse.doctor import available_memory
+    from phicourse.memory import available_memory
 
     print(download(repo, revision, to, force=force, memory=available_memory()))
 
@@ -559,6 +563,7 @@ def run(
     seed: Annotated[int, typer.Option(min=-1, metavar="S", help="Same seed, same text; -1: a new one.")] = -1,
     threads: Threads = None,
     ctx: Context = None,
+    cache_type: CacheType = "f16",
     gpu_layers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Layers on a GPU; this engine has none: 0.")
     ] = 0,
@@ -581,7 +586,7 @@ def run(
     if lookup and draft is not None:
         raise typer.BadParameter("--lookup and --draft exclude each other")
     text = read_prompt(prompt)
-    llm = load(file, n_ctx=ctx, threads=threads)
+    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type)
     options: dict[str, Any] = {
         "max_tokens": None if n < 0 else n,
         "temperature": temp,

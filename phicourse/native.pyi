@@ -93,7 +93,7 @@ class Engine:
 
         config      the fields of PhiConfig under their names: numbers and lists, None where there is none
         tensors     {name in a GGUF file: (type, rows, columns, its bytes)}; a vector is one row
-        cache_type  how keys and values are kept: F16, or F32, which doubles the memory of the cache
+        cache_type  how keys and values are kept: F32, F16, BF16, Q8_0 or Q4_0
         raises      ValueError: a field, a missing, unknown or misshapen tensor, n_ctx, threads, cache_type
                     KeyError, TypeError: a field of config is missing or has another type
         """
@@ -124,3 +124,7 @@ class Engine:
     @property
     def n_ctx(self) -> int:
         """How many positions there is room for."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that keys and values of a full context take."""

@@ -195,7 +195,7 @@ class PythonEngine {
 
     PythonEngine(const nb::dict &config, const nb::dict &tensors, int64_t n_ctx, int threads,
                  const std::string &cache_type)
-        : engine_(config_from(config), keep(tensors), n_ctx, threads, cache_type_from(cache_type)) {}
+        : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type) {}
 
     nb::object forward(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens, bool all_logits) {
         const size_t rows = all_logits ? tokens.size() : 1, cols = engine_.config().vocab_size;
@@ -226,14 +226,9 @@ class PythonEngine {
     void truncate(int64_t length) { engine_.truncate(length); }
     int64_t position() const { return engine_.position(); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
+    size_t cache_bytes() const { return engine_.cache_bytes(); }
 
   private:
-    static phi::CacheType cache_type_from(const std::string &name) {
-        if (name == "F16") return phi::CacheType::F16;
-        if (name == "F32") return phi::CacheType::F32;
-        throw nb::value_error(("cache_type must be F16 or F32, not " + name).c_str());
-    }
-
     // Between batches of a long prompt: Ctrl-C stops it.
     static void check_signals() {
         nb::gil_scoped_acquire acquire;
@@ -269,7 +264,8 @@ static void bind_engine(nb::module_ &m) {
         .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
         .def("truncate", &PythonEngine::truncate, "length"_a)
         .def_prop_ro("position", &PythonEngine::position)
-        .def_prop_ro("n_ctx", &PythonEngine::n_ctx);
+        .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
+        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
 }
 
 // ----------------------------------------------------------------------------------------------
