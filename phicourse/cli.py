@@ -813,23 +813,30 @@ def bench(
         int, typer.Option("-n", min=0, metavar="N", help="Tokens of the generation test.")
     ] = 128,
     repetitions: Annotated[int, typer.Option("-r", min=1, metavar="N", help="Repetitions of each test.")] = 3,
+    depth: Annotated[
+        int, typer.Option("-d", "--depth", min=0, metavar="N", help="Tokens of text before each test.")
+    ] = 0,
     threads: Threads = None,
+    cache_type: CacheType = "f16",
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second of prompt processing and generation."""
     from phicourse.evaluate import bench
     from phicourse.generate import load
 
-    llm = load(file, n_ctx=max(n_prompt, n_gen, 1), threads=threads)
+    n_ctx = depth + max(n_prompt, n_gen, 1)
+    llm = load(file, n_ctx=n_ctx, threads=threads, cache_type=cache_type)
     bos = llm.tokenizer.bos if llm.tokenizer.vocabulary.add_bos else None
-    measured = bench(llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, bos=bos)
+    measured = bench(
+        llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, depth=depth, bos=bos
+    )
     if as_json:
         size = sum(tensor.nbytes for tensor in llm.tensors)
         print_json([m.as_dict() | {"model": str(file), "tensor_bytes": size} for m in measured])
         return
     print(f"{file.name}, {llm.backend.name}, mean of {repetitions}")
     for m in measured:
-        print(f"{m.test:8s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
+        print(f"{m.test:16s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
 
 
 @app.command()
