@@ -129,7 +129,7 @@ static inline void set_codes(const float *x, const AffineResults<count> &found, 
 
 template <int n_max, class Block>
 static inline void quantize_affine(const float *x, int64_t n_blocks, Block *out, float first_trial, int n_steps) {
-    for_each_group<AFFINE_GROUP>(x, n_blocks, out, [=](const float *x, Block *out, int blocks) {
+    for_each_filled_group<AFFINE_GROUP, SUPER_BLOCK>(x, n_blocks, out, [=](const float *x, Block *out, int blocks) {
         AffineResults<AFFINE_GROUP * AFFINE_SUB_BLOCKS> found;
         search<n_max>(x, first_trial, n_steps, found);
         for (int block = 0; block < blocks; ++block) {
@@ -150,7 +150,7 @@ static inline void quantize_affine_weighted(const float *x, const float *importa
             set_codes(x + block * SUPER_BLOCK, batch.found, block * AFFINE_SUB_BLOCKS, out[block]);
         }
     };
-    for_each_batch(x, importance, n_blocks, out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, out, quantize_batch);
 }
 
 static void quantize_q4_k(const float *x, int64_t n_blocks, void *out) {
@@ -259,11 +259,12 @@ static inline void set_blocks(const float *x, const SymmetricResults<count> &fou
 }
 
 static void quantize_q6_k(const float *x, int64_t n_blocks, void *out) {
-    for_each_group<Q6_GROUP>(x, n_blocks, (BlockQ6_K *)out, [](const float *x, BlockQ6_K *out, int blocks) {
+    const auto quantize_group = [](const float *x, BlockQ6_K *out, int blocks) {
         SymmetricResults<Q6_GROUP * Q6_SUB_BLOCKS> found;
         search(x, found);
         set_blocks(x, found, blocks, out);
-    });
+    };
+    for_each_filled_group<Q6_GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ6_K *)out, quantize_group);
 }
 
 // The errors count what the columns do.
@@ -275,7 +276,7 @@ static void quantize_q6_k_weighted(const float *x, const float *importance, int6
         });
         set_blocks(x, found, blocks, out);
     };
-    for_each_batch(x, importance, n_blocks, (BlockQ6_K *)out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockQ6_K *)out, quantize_batch);
 }
 
 // ---- Q6_K, and back --------------------------------------------------------------------------

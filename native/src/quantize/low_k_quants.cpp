@@ -84,14 +84,15 @@ static inline void set_codes(const float *x, const AffineResults<count> &found, 
 }
 
 static void quantize_q2_k(const float *x, int64_t n_blocks, void *out) {
-    for_each_group<GROUP>(x, n_blocks, (BlockQ2_K *)out, [](const float *x, BlockQ2_K *out, int blocks) {
+    const auto quantize_group = [](const float *x, BlockQ2_K *out, int blocks) {
         AffineResults<GROUP * SUB_BLOCKS> found;
         search(x, found);
         for (int block = 0; block < blocks; ++block) {
             set_scales(found, block * SUB_BLOCKS, out[block]);
             set_codes(x + block * SUPER_BLOCK, found, block * SUB_BLOCKS, out[block]);
         }
-    });
+    };
+    for_each_filled_group<GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ2_K *)out, quantize_group);
 }
 
 static void quantize_q2_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
@@ -104,7 +105,7 @@ static void quantize_q2_k_weighted(const float *x, const float *importance, int6
             set_codes(x + block * SUPER_BLOCK, batch.found, block * SUB_BLOCKS, out[block]);
         }
     };
-    for_each_batch(x, importance, n_blocks, (BlockQ2_K *)out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockQ2_K *)out, quantize_batch);
 }
 
 static void dequantize_q2_k(const void *data, int64_t n_blocks, float *x) {
@@ -162,11 +163,11 @@ struct WeightedSymmetric {
     int8_t scales[SUB_BLOCKS][BATCH]; // -32 to 31
 
     void search(const float *x, const float *importance, int blocks) {
-        const Floats of_super_blocks = mean_squares(x, blocks, 2.0f);
+        const Floats of_super_blocks = mean_squares(x, 2.0f);
         for_each_columns<SIZE>(x, importance, blocks, [&](const WeightedColumns<SIZE> &columns) {
             FloatPair w[SIZE];
             error_weights<SIZE>(columns.weights, columns.counts,
-                                spread<SUB_BLOCKS>(of_super_blocks, columns.first), w);
+                                spread<SUB_BLOCKS, FloatPair>(of_super_blocks, columns.first), w);
             store(counts + columns.first, sum_in_order<SIZE>(w));
             found.set(columns.first, symmetric_search<SIZE, 4>(columns.weights, w));
         });
@@ -229,7 +230,7 @@ static inline void set_block(const float *x, const Found &found, int first, floa
 }
 
 static void quantize_q3_k(const float *x, int64_t n_blocks, void *out) {
-    for_each_group<GROUP>(x, n_blocks, (BlockQ3_K *)out, [](const float *x, BlockQ3_K *out, int blocks) {
+    const auto quantize_group = [](const float *x, BlockQ3_K *out, int blocks) {
         DescentResults<GROUP * SUB_BLOCKS> found;
         search(x, found);
         for (int block = 0; block < blocks; ++block) {
@@ -237,7 +238,8 @@ static void quantize_q3_k(const float *x, int64_t n_blocks, void *out) {
             const float d = six_bit_codes(found.scale + block * SUB_BLOCKS, scales);
             set_block(x + block * SUPER_BLOCK, found, block * SUB_BLOCKS, d, scales, out[block]);
         }
-    });
+    };
+    for_each_filled_group<GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ3_K *)out, quantize_group);
 }
 
 static void quantize_q3_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
@@ -251,7 +253,7 @@ static void quantize_q3_k_weighted(const float *x, const float *importance, int6
             set_block(x + block * SUPER_BLOCK, batch.found, block * SUB_BLOCKS, batch.d[block], scales, out[block]);
         }
     };
-    for_each_batch(x, importance, n_blocks, (BlockQ3_K *)out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockQ3_K *)out, quantize_batch);
 }
 
 // ---- Q3_K, and back --------------------------------------------------------------------------
