@@ -567,21 +567,31 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue PROMPT itself, without the chat template.")
     ] = False,
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Guess from the text so far: same answer, sooner.")
+    ] = False,
+    draft: Annotated[
+        Path | None,
+        typer.Option(parser=a_path, metavar="FILE", help="Let a smaller model guess: same answer, sooner."),
+    ] = None,
 ) -> None:
     """Answer a prompt."""
     from phicourse.generate import load
 
     if gpu_layers:
         raise GenerateError("--gpu-layers: this engine runs on the CPU only; leave the option out")
+    if lookup and draft is not None:
+        raise typer.BadParameter("--lookup and --draft exclude each other")
     text = read_prompt(prompt)
     llm = load(file, n_ctx=ctx, threads=threads)
-    options = {
+    options: dict[str, Any] = {
         "max_tokens": None if n < 0 else n,
         "temperature": temp,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "seed": None if seed < 0 else seed,
+        "draft": "lookup" if lookup else None if draft is None else load(draft, n_ctx=ctx, threads=threads),
     }
     if raw or not llm.tokenizer.vocabulary.chat_template:
         pieces = llm.generate(text, stream=True, **options)
@@ -593,6 +603,7 @@ def run(
     finally:
         print()  # after Ctrl-C, too
     warn_if_cut(llm, n)
+    tell_guesses(llm)
 
 
 def read_prompt(prompt: str) -> str:
@@ -611,6 +622,17 @@ def warn_if_cut(llm: "LLM", n: int) -> None:
     run = llm.last_run
     if run is not None and run.finish_reason == "length" and not 0 <= n <= len(run.tokens):
         print(f"phicourse: cut off, the context of {llm.n_ctx:,} tokens is full", file=sys.stderr)
+
+
+def tell_guesses(llm: "LLM") -> None:
+    """Say how well a draft guessed."""
+    run = llm.last_run
+    if run is not None and run.guessed:
+        print(
+            f"phicourse: {run.accepted:,} of {run.guessed:,} guesses were right, "
+            f"{len(run.tokens) / run.steps:.1f} tokens a step",
+            file=sys.stderr,
+        )
 
 
 @app.command()
