@@ -393,7 +393,9 @@ def quantize(
     ] = False,
     search: Annotated[
         Literal["reference", "best"],
-        typer.Option(help="llama.cpp's bytes, or smaller errors in the same formats (slow)."),
+        typer.Option(
+            help="llama.cpp's bytes, or smaller errors in the same formats (slower; some types far slower)."
+        ),
     ] = "reference",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")

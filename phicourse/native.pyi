@@ -29,13 +29,16 @@ def quantize(
     threads: int = 1,
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> None:
     """Quantize rows.
 
     x           (rows, n) float32, finite
     out         (rows, row_bytes) uint8, written
     importance  (n,) float32, finite and not negative: how much each column counts
-    raises      ValueError: unknown type, wrong shape, a type that needs importance, or `row R column C is inf/nan`
+    best        smaller errors than llama.cpp's in the same format, instead of its bytes
+    raises      ValueError: unknown type, wrong shape, a type that needs importance or has no better search, or
+                `row R column C is inf/nan`
     """
 
 def quantize_f16(
@@ -45,6 +48,7 @@ def quantize_f16(
     threads: int = 1,
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> None:
     """As quantize, but x holds the bits of float16 values (`x.view(np.uint16)`)."""
 
@@ -55,6 +59,7 @@ def quantize_bf16(
     threads: int = 1,
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> None:
     """As quantize, but x holds the bits of bfloat16 values."""
 
@@ -62,6 +67,9 @@ def dequantize(
     type: str, data: NDArray[np.uint8], out: NDArray[np.float32], threads: int = 1, isa: str | None = None
 ) -> None:
     """Turn (rows, row_bytes) uint8 blocks into (rows, n) float32 values, written to out."""
+
+def better_searches() -> list[str]:
+    """The types that can be quantized with `best`."""
 
 def set_grid(type: str, points: NDArray[np.int8]) -> None:
     """Hand over the grid of an i-quant, once, before anything else is done with the type.

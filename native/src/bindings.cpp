@@ -61,7 +61,7 @@ static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_
 // F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
 template <phi::Type source, class F>
 static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
-                     const std::optional<std::string> &isa, const Importance &importance) {
+                     const std::optional<std::string> &isa, const Importance &importance, bool best) {
     const phi::TypeInfo &type = phi::type_info(type_name);
     if (importance && importance->size() != x.shape(1))
         throw nb::value_error(("importance has " + std::to_string(importance->size()) + " numbers, rows have " +
@@ -72,7 +72,7 @@ static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uin
     try {
         nb::gil_scoped_release release;
         phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
-                      importance ? importance->data() : nullptr);
+                      importance ? importance->data() : nullptr, best ? phi::Search::best : phi::Search::reference);
     } catch (const phi::NonFiniteError &error) {
         throw nb::value_error(error.what());
     }
@@ -85,6 +85,13 @@ static void dequantize(const std::string &type_name, Matrix<const uint8_t> data,
     const phi::Isa chosen = isa_or_active(isa);
     nb::gil_scoped_release release;
     phi::dequantize(type.type, data.data(), out.shape(0), out.shape(1), out.data(), threads, chosen);
+}
+
+static std::vector<std::string> better_searches() {
+    std::vector<std::string> names;
+    for (const phi::TypeInfo &type : phi::type_infos())
+        if (phi::has_better_search(type.type)) names.emplace_back(type.name);
+    return names;
 }
 
 static void set_grid(const std::string &type_name, Matrix<const int8_t> points) {
@@ -140,13 +147,14 @@ static nb::dict block_layouts() {
 
 static void bind_quantize(nb::module_ &m) {
     m.def("quantize", quantize<phi::Type::F32, float>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none(), "best"_a = false);
     m.def("quantize_f16", quantize<phi::Type::F16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none(), "best"_a = false);
     m.def("quantize_bf16", quantize<phi::Type::BF16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none(), "best"_a = false);
     m.def("dequantize", dequantize, "type"_a, "data"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1,
           "isa"_a = nb::none());
+    m.def("better_searches", better_searches);
     m.def("set_grid", set_grid, "type"_a, "points"_a.noconvert());
     m.def("block_layouts", block_layouts);
 }
