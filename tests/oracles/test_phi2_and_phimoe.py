@@ -31,7 +31,7 @@ from phicourse.errors import ModelError
 from phicourse.evaluate.imatrix import input_squares
 from phicourse.evaluate.kl_divergence import log_probabilities
 from phicourse.generate import LLM
-from phicourse.generate.backends import engine_config, engine_tensors, native_module
+from phicourse.generate.backends import native_module
 from phicourse.gguf import GGUFFile
 from phicourse.quantize.importance import ImportanceMatrix
 
@@ -71,10 +71,9 @@ PHIMOE = SIZES | {
 }
 
 
-def needs_engine() -> Any:
-    if (native := native_module()) is None:
+def needs_engine() -> None:
+    if native_module() is None:
         pytest.skip("needs the compiled engine")
-    return native
 
 
 @dataclass
@@ -92,12 +91,8 @@ class Case:
     @cached_property
     def native(self) -> LLM:
         """The engine with keys and values in float32."""
-        native = needs_engine()
-        llm, file = phicourse.load(self.f32, threads=2), GGUFFile.open(self.f32)
-        llm.backend._engine = native.Engine(
-            engine_config(llm.config), engine_tensors(native, file), llm.n_ctx, 2, "F32"
-        )
-        return llm
+        needs_engine()
+        return phicourse.load(self.f32, threads=2, cache_type="F32")
 
     @cached_property
     def q4(self) -> Path:
