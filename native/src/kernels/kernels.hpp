@@ -31,12 +31,20 @@ enum class Coding { none, blocks_of_32, blocks_of_256 };
 // The coding that weights of this type are multiplied with.
 constexpr Coding coding_for(Type weight_type) {
     switch (weight_type) {
+    case Type::F32:
+    case Type::F16:
+    case Type::BF16:
+    case Type::NVFP4:
+    case Type::Q1_0:
+    case Type::Q2_0: return Coding::none;
     case Type::Q8_0:
-    case Type::Q4_0: return Coding::blocks_of_32;
-    case Type::Q4_K:
-    case Type::Q5_K:
-    case Type::Q6_K: return Coding::blocks_of_256;
-    default: return Coding::none;
+    case Type::Q4_0:
+    case Type::Q4_1:
+    case Type::Q5_0:
+    case Type::Q5_1:
+    case Type::IQ4_NL:
+    case Type::MXFP4: return Coding::blocks_of_32;
+    default: return Coding::blocks_of_256;
     }
 }
 
