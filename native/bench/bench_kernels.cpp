@@ -13,8 +13,8 @@
 #include <random>
 #include <string>
 
-constexpr int64_t ROWS = 4096, COLS = 3072, DIFFERENT_ROWS = 16;
-constexpr int TOKENS = 256, RUNS = 5;
+constexpr int64_t ROWS = 32768, COLS = 3072, DIFFERENT_ROWS = 16;
+constexpr int TOKENS = 512, RUNS = 8;
 
 static double cpu_seconds() {
     timespec now;

@@ -123,6 +123,12 @@ inline constexpr int panel_rows = 16;
 
 // Bytes for one unpacked panel: a code for every weight, and for every 16 weights of a row at most a scale
 // (4 bytes), an offset (2) and a share of two floats for each block (4).
-inline constexpr size_t matmul_scratch(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+inline constexpr size_t panel_bytes(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+
+// As many panels as leave room for vectors in a second-level cache of a megabyte, or one where rows are long.
+inline constexpr size_t matmul_scratch(int64_t cols) {
+    constexpr size_t half_of_cache = 512 << 10;
+    return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) : half_of_cache;
+}
 
 } // namespace phi

@@ -84,28 +84,36 @@ void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlockOf<
 template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, int zero, const Vector *x, float (*results)[panel_rows]);
 
-// Products of a panel with all tokens, `tokens` at a time; the last of them is repeated to make up the number.
+// Products of a panel with `tokens` tokens from `first` on; the last one is repeated to make up the number.
 template <class Block, class Tile, int tokens>
-void panel_product(const typename Tile::Block *panel, const Activations &x, int rows, float *out, ptrdiff_t stride) {
-    for (int first = 0; first < x.tokens; first += tokens) {
-        Vector vectors[tokens];
-        float results[tokens][panel_rows];
-        for (int i = 0; i < tokens; ++i)
-            vectors[i] = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
-        tile<Tile, tokens>(panel, x.cols / Traits<Block>::size, PanelForm<Block>::zero, vectors, results);
-        for (int i = 0; i < tokens && first + i < x.tokens; ++i)
-            for (int row = 0; row < rows; ++row) out[(first + i) * stride + row] = results[i][row];
-    }
+void panel_product(const typename Tile::Block *panel, const Activations &x, int first, int rows, float *out,
+                   ptrdiff_t stride) {
+    Vector vectors[tokens];
+    float results[tokens][panel_rows];
+    for (int i = 0; i < tokens; ++i) vectors[i] = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
+    tile<Tile, tokens>(panel, x.cols / Traits<Block>::size, PanelForm<Block>::zero, vectors, results);
+    for (int i = 0; i < tokens && first + i < x.tokens; ++i)
+        for (int row = 0; row < rows; ++row) out[(first + i) * stride + row] = results[i][row];
 }
 
+// A few panels stay in the second-level cache while the tokens pass by: each token is fetched once for all of them.
 template <class Block, class Tile, int tokens>
 void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
                   void *scratch) {
-    auto *panel = static_cast<PanelBlockOf<Block> *>(scratch);
-    for (int64_t row = first; row < last; row += panel_rows) {
-        const int rows = static_cast<int>(last - row < panel_rows ? last - row : panel_rows);
-        pack_panel<Block>(weight, row, row + rows, panel);
-        panel_product<Block, Tile, tokens>(panel, x, rows, out + row, stride);
+    const int64_t blocks = weight.cols / Traits<Block>::size;
+    const int64_t at_once = matmul_scratch(weight.cols) / (blocks * sizeof(PanelBlockOf<Block>)) * panel_rows;
+    auto *panels = static_cast<PanelBlockOf<Block> *>(scratch);
+    for (int64_t begin = first; begin < last; begin += at_once) {
+        const int64_t end = begin + at_once < last ? begin + at_once : last;
+        const auto for_panels = [&](const auto &body) {
+            for (int64_t row = begin; row < end; row += panel_rows)
+                body(row, row + panel_rows < end ? row + panel_rows : end, panels + (row - begin) / panel_rows * blocks);
+        };
+        for_panels([&](int64_t row, int64_t stop, auto *panel) { pack_panel<Block>(weight, row, stop, panel); });
+        for (int token = 0; token < x.tokens; token += tokens)
+            for_panels([&](int64_t row, int64_t stop, const auto *panel) {
+                panel_product<Block, Tile, tokens>(panel, x, token, static_cast<int>(stop - row), out + row, stride);
+            });
     }
 }
 

@@ -102,7 +102,7 @@ template <class Block> __m128 four_dmin(const Block *const *rows, int64_t block)
 // to guess.
 template <class Block> void prefetch_rows(const Block *row, int64_t blocks, int64_t block) {
     const char *ahead = reinterpret_cast<const char *>(row + 4 * blocks + 4 * block);
-    for (size_t i = 0; i < 4 * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+    for (size_t i = 0; i < 4 * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
 }
 
 // Four dot products with one vector.
