@@ -126,9 +126,12 @@ inline constexpr int panel_rows = 16;
 inline constexpr size_t panel_bytes(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
 
 // As many panels as leave room for vectors in a second-level cache of a megabyte, or one where rows are long.
-inline constexpr size_t matmul_scratch(int64_t cols) {
+inline constexpr size_t panels_bytes(int64_t cols) {
     constexpr size_t half_of_cache = 512 << 10;
-    return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) : half_of_cache;
+    return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) / 64 * 64 + 64 : half_of_cache;
 }
+
+// Behind them a number for every 16 weights of the tokens, at most 8, that meet the panels together.
+inline constexpr size_t matmul_scratch(int64_t cols) { return panels_bytes(cols) + 8 * (cols / 16) * sizeof(int32_t); }
 
 } // namespace phi

@@ -33,13 +33,16 @@ template <class Form> constexpr bool signed_codes() { return Form::is_signed; }
 
 inline constexpr int panel_tokens = 6; // their sums fit into the 16 registers
 
+template <class Block> constexpr int zero_in_tile() { return Traits<Block>::is_signed ? 0 : Traits<Block>::zero; }
+
 // steps: how many steps of four codes can be added up in 16 bits.
-template <int size_, int group_, int max_code, bool minima_> struct Tile {
-    static constexpr int size = size_, group = group_;
-    static constexpr bool minima = minima_, is_signed = max_code > 127;
+template <int size_, int group_, int max_code, int pairs_> struct Tile {
+    static constexpr int size = size_, group = group_, pairs = pairs_;
+    static constexpr int n_offsets = pairs > 0 ? pairs : group == 16 ? 16 : size / group;
+    static constexpr bool is_signed = max_code > 127;
     static constexpr int most = 32767 / (2 * 127 * max_code), all = group / 4;
     static constexpr int steps = most >= 8 && all >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
-    using Block = PanelBlock<size, group>;
+    using Block = PanelBlock<size, group, pairs>;
 };
 
 // Types whose codes fit as often into 16 bits share their code.
@@ -49,15 +52,15 @@ constexpr int rounded_up(int max_code) {
     return 255;
 }
 template <class Block>
-using TileOf = Tile<Traits<Block>::size, Traits<Block>::group, rounded_up(Traits<Block>::max_code), Traits<Block>::minima>;
+using TileOf =
+    Tile<Traits<Block>::size, Traits<Block>::group, rounded_up(Traits<Block>::max_code), minima_pairs<Block>()>;
 
 inline __m256i repeat_32(const void *p) { return _mm256_set1_epi32(*static_cast<const AnyInt *>(p)); }
 
-// Σ code · activation over one group of weights that share a scale, for eight rows.
+// Adds Σ code · activation over one group of weights that share a scale, for eight rows.
 template <class Tile, int tokens>
 [[gnu::always_inline]] inline void group_products(const uint8_t (*codes)[panel_rows][4], const int8_t *const *x,
                                                   __m256i *products) {
-    for (int i = 0; i < tokens; ++i) products[i] = _mm256_setzero_si256();
     for (int start = 0; start < Tile::group / 4; start += Tile::steps) {
         __m256i words[tokens];
         for (int i = 0; i < tokens; ++i) words[i] = _mm256_setzero_si256();
@@ -72,49 +75,54 @@ template <class Tile, int tokens>
     }
 }
 
+// Σ minimum · Σ activation of one block of eight rows, for a token.
+template <class Tile> __m256i block_minima(const typename Tile::Block &block, int row, const int32_t *offsets) {
+    if constexpr (Tile::size == 32) return repeat_32(offsets);
+    __m256i sums = _mm256_setzero_si256();
+    for (int pair = 0; pair < Tile::pairs; ++pair)
+        sums = dot_words(sums, load_256(block.minima[pair][row]), repeat_32(offsets + pair));
+    return sums;
+}
+
 // Adds one block of eight rows, from `row` on, to the dot products with each token.
 template <class Tile, int tokens>
-void add_block(const typename Tile::Block &block, int row, int zero, const Vector *x, int64_t index, __m256 *totals) {
+void add_block(const typename Tile::Block &block, int row, const PanelVector *x, int64_t index, __m256 *totals) {
     constexpr int size = Tile::size, group = Tile::group;
-    __m256i products[tokens], offsets[tokens];
-    for (int i = 0; i < tokens; ++i) products[i] = offsets[i] = _mm256_setzero_si256();
+    __m256i products[tokens];
+    const int32_t *offsets[tokens];
+    for (int i = 0; i < tokens; ++i) offsets[i] = x[i].offsets + index * Tile::n_offsets;
     for (int start = 0; start < size; start += group) {
+        const int scale = scale_index<group>(start);
         const int8_t *codes[tokens];
         __m256i sums[tokens];
-        for (int i = 0; i < tokens; ++i) codes[i] = x[i].codes + index * size + start;
+        for (int i = 0; i < tokens; ++i) {
+            codes[i] = x[i].codes + index * size + start;
+            sums[i] = Tile::pairs > 0 || Tile::is_signed ? _mm256_setzero_si256() : repeat_32(offsets[i] + scale);
+        }
         group_products<Tile, tokens>(reinterpret_cast<const uint8_t (*)[panel_rows][4]>(block.codes[start / 4][row]),
                                      codes, sums);
         for (int i = 0; i < tokens; ++i) {
-            if constexpr (group < size)
-                sums[i] = _mm256_mullo_epi32(sums[i], load_256(&block.scales[scale_index<group>(start)][row]));
-            products[i] = _mm256_add_epi32(products[i], sums[i]);
+            if constexpr (group < size) sums[i] = _mm256_mullo_epi32(sums[i], load_256(&block.scales[scale][row]));
+            products[i] = start == 0 ? sums[i] : _mm256_add_epi32(products[i], sums[i]);
         }
     }
-    if constexpr (!Tile::is_signed)
-        for (int i = 0; i < tokens; ++i) {
-            const int16_t *sums = x[i].sums + index * sums_in(size);
-            if constexpr (size == 32) offsets[i] = _mm256_set1_epi32(Tile::minima ? *sums : zero * *sums);
-            else
-                for (int pair = 0; pair < 8; ++pair)
-                    offsets[i] = dot_words(offsets[i], load_256(block.offsets[pair][row]), repeat_32(sums + 2 * pair));
-        }
     const __m256 d = _mm256_load_ps(block.d + row), dmin = _mm256_load_ps(block.dmin + row);
     for (int i = 0; i < tokens; ++i) {
         const __m256 scale = _mm256_set1_ps(x[i].scales[index]);
-        if constexpr (!Tile::minima) products[i] = _mm256_sub_epi32(products[i], offsets[i]);
         totals[i] = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), _mm256_cvtepi32_ps(products[i]), totals[i]);
-        if constexpr (Tile::minima)
-            totals[i] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, scale), _mm256_cvtepi32_ps(offsets[i]), totals[i]);
+        if constexpr (Tile::pairs > 0) {
+            const __m256 minima = _mm256_cvtepi32_ps(block_minima<Tile>(block, row, offsets[i]));
+            totals[i] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, scale), minima, totals[i]);
+        }
     }
 }
 
 template <class Tile, int tokens>
-void tile(const typename Tile::Block *panel, int64_t blocks, int zero, const Vector *x, float (*results)[panel_rows]) {
+void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]) {
     for (int row = 0; row < panel_rows; row += 8) {
         __m256 totals[tokens];
         for (int i = 0; i < tokens; ++i) totals[i] = _mm256_setzero_ps();
-        for (int64_t block = 0; block < blocks; ++block)
-            add_block<Tile, tokens>(panel[block], row, zero, x, block, totals);
+        for (int64_t block = 0; block < blocks; ++block) add_block<Tile, tokens>(panel[block], row, x, block, totals);
         for (int i = 0; i < tokens; ++i) _mm256_storeu_ps(results[i] + row, totals[i]);
     }
 }

@@ -29,69 +29,77 @@ inline constexpr int panel_tokens = 8; // three registers of sums each
 template <> struct PanelForm<BlockQ2_K> : Form<256, 256, 45, has_minima> {};
 template <> struct PanelForm<BlockQ3_K> : Form<256, 256, 255, 127> {};
 
-template <int size_, int group_, bool minima_> struct Tile {
-    static constexpr int size = size_, group = group_;
-    static constexpr bool minima = minima_;
-    using Block = PanelBlock<size, group>;
+template <class Block> constexpr int zero_in_tile() { return PanelForm<Block>::zero; }
+
+template <int size_, int group_, int pairs_> struct Tile {
+    static constexpr int size = size_, group = group_, pairs = pairs_;
+    static constexpr int n_offsets = pairs > 0 ? pairs : group == 16 ? 16 : size / group;
+    using Block = PanelBlock<size, group, pairs>;
 };
 
 inline __m512i load_512(const void *p) { return _mm512_load_si512(p); }
 inline __m512i repeat_32(const void *p) { return _mm512_set1_epi32(*static_cast<const AnyInt *>(p)); }
 
-// Σ scale · Σ code · activation of one block of 16 rows, for each token.
+// Σ scale · (Σ code · activation, and what it begins with) of one block of 16 rows, for each token.
 template <class Tile, int tokens>
 [[gnu::always_inline]] inline void block_products(const typename Tile::Block &block, const int8_t *const *x,
-                                                  __m512i *products) {
+                                                  const int32_t *const *offsets, __m512i *products) {
     for (int start = 0; start < Tile::size; start += Tile::group) {
-        __m512i fresh[tokens], *sums = Tile::group < Tile::size ? fresh : products;
-        if (Tile::group < Tile::size)
-            for (int i = 0; i < tokens; ++i) fresh[i] = _mm512_setzero_si512();
+        constexpr bool scaled = Tile::group < Tile::size;
+        const int index = scale_index<Tile::group>(start);
+        __m512i sums[tokens];
+        for (int i = 0; i < tokens; ++i)
+            sums[i] = Tile::pairs > 0 ? _mm512_setzero_si512() : repeat_32(offsets[i] + index);
 #pragma GCC unroll 8
         for (int k = start; k < start + Tile::group; k += 4) {
             const __m512i codes = load_512(block.codes[k / 4]);
             for (int i = 0; i < tokens; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], codes, repeat_32(x[i] + k));
         }
-        if (Tile::group == Tile::size) continue;
-        const __m512i scales = load_512(block.scales[scale_index<Tile::group>(start)]);
-        for (int i = 0; i < tokens; ++i)
-            products[i] = _mm512_add_epi32(products[i], _mm512_mullo_epi32(fresh[i], scales));
+        for (int i = 0; i < tokens; ++i) {
+            if constexpr (scaled) sums[i] = _mm512_mullo_epi32(sums[i], load_512(block.scales[index]));
+            products[i] = start == 0 ? sums[i] : _mm512_add_epi32(products[i], sums[i]);
+        }
     }
+}
+
+// Σ minimum · Σ activation of one block, for a token.
+template <class Tile>
+[[gnu::always_inline]] inline __m512i block_minima(const typename Tile::Block &block, const int32_t *offsets) {
+    if constexpr (Tile::size == 32) return repeat_32(offsets);
+    __m512i sums = _mm512_setzero_si512();
+    for (int pair = 0; pair < Tile::pairs; ++pair)
+        sums = _mm512_dpwssd_epi32(sums, load_512(block.minima[pair]), repeat_32(offsets + pair));
+    return sums;
 }
 
 // Adds one block of 16 rows to the dot products with each token.
 template <class Tile, int tokens>
-[[gnu::always_inline]] inline void add_block(const typename Tile::Block &block, int zero, const Vector *x,
-                                             int64_t index, __m512 *totals) {
-    __m512i products[tokens], offsets[tokens];
+[[gnu::always_inline]] inline void add_block(const typename Tile::Block &block, const PanelVector *x, int64_t index,
+                                             __m512 *totals) {
+    __m512i products[tokens];
     const int8_t *codes[tokens];
+    const int32_t *offsets[tokens];
     for (int i = 0; i < tokens; ++i) {
         codes[i] = x[i].codes + index * Tile::size;
-        products[i] = offsets[i] = _mm512_setzero_si512();
+        offsets[i] = x[i].offsets + index * Tile::n_offsets;
     }
-    block_products<Tile, tokens>(block, codes, products);
-    for (int i = 0; i < tokens; ++i) {
-        const int16_t *sums = x[i].sums + index * sums_in(Tile::size);
-        if constexpr (Tile::size == 32)
-            offsets[i] = _mm512_set1_epi32(Tile::minima ? *sums : zero * *sums);
-        else
-            for (int pair = 0; pair < 8; ++pair)
-                offsets[i] = _mm512_dpwssd_epi32(offsets[i], load_512(block.offsets[pair]), repeat_32(sums + 2 * pair));
-    }
+    block_products<Tile, tokens>(block, codes, offsets, products);
     const __m512 d = _mm512_load_ps(block.d), dmin = _mm512_load_ps(block.dmin);
     for (int i = 0; i < tokens; ++i) {
         const __m512 scale = _mm512_set1_ps(x[i].scales[index]);
-        if constexpr (!Tile::minima) products[i] = _mm512_sub_epi32(products[i], offsets[i]);
         totals[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), _mm512_cvtepi32_ps(products[i]), totals[i]);
-        if constexpr (Tile::minima)
-            totals[i] = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, scale), _mm512_cvtepi32_ps(offsets[i]), totals[i]);
+        if constexpr (Tile::pairs > 0) {
+            const __m512 minima = _mm512_cvtepi32_ps(block_minima<Tile>(block, offsets[i]));
+            totals[i] = _mm512_fnmadd_ps(_mm512_mul_ps(dmin, scale), minima, totals[i]);
+        }
     }
 }
 
 template <class Tile, int tokens>
-void tile(const typename Tile::Block *panel, int64_t blocks, int zero, const Vector *x, float (*results)[panel_rows]) {
+void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]) {
     __m512 totals[tokens];
     for (int i = 0; i < tokens; ++i) totals[i] = _mm512_setzero_ps();
-    for (int64_t block = 0; block < blocks; ++block) add_block<Tile, tokens>(panel[block], zero, x, block, totals);
+    for (int64_t block = 0; block < blocks; ++block) add_block<Tile, tokens>(panel[block], x, block, totals);
     for (int i = 0; i < tokens; ++i) _mm512_storeu_ps(results[i], totals[i]);
 }
 
@@ -100,7 +108,7 @@ void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const A
                       ptrdiff_t stride, void *scratch) {
     using Form = PanelForm<Block>;
     if (x.tokens >= panel_tokens)
-        return panel_matmul<Block, Tile<Form::size, Form::group, Form::minima>, panel_tokens>(weight, first, last, x,
+        return panel_matmul<Block, Tile<Form::size, Form::group, minima_pairs<Block>()>, panel_tokens>(weight, first, last, x,
                                                                                               out, stride, scratch);
     for (int token = 0; token < x.tokens; ++token)
         vector_matmul<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride);

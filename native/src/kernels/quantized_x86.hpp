@@ -181,7 +181,11 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
     _mm256_store_si256(to, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(scales)));
     if constexpr (Row::n_scales == 16)
         _mm256_store_si256(to + 1, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(scales, 1)));
-    _mm256_store_si256(reinterpret_cast<__m256i *>(out.offsets), offsets_of<Panel>(block, scales));
+    if constexpr (Form::minima) {
+        alignas(32) int16_t minima[16];
+        _mm256_store_si256(reinterpret_cast<__m256i *>(minima), minima_of(block));
+        std::memcpy(out.minima, minima, sizeof out.minima);
+    }
 }
 
 // Four rows of four words at a time.
