@@ -28,7 +28,9 @@ class FakeBackend:
 
     @property
     def config(self) -> SimpleNamespace:
-        return SimpleNamespace(vocab_size=VOCAB, n_layers=2, hidden_size=8, n_heads=2, n_kv_heads=1)
+        return SimpleNamespace(
+            vocab_size=VOCAB, n_layers=2, hidden_size=8, n_heads=2, n_kv_heads=1, long_factor=None
+        )
 
     @property
     def position(self) -> int:

@@ -100,8 +100,9 @@ class PhiConfig:
     `architecture` is GGUF's name: phi2 (Phi-1, Phi-1.5, Phi-2), phi3, phimoe (Phi-3.5-MoE). Sizes are counted
     in numbers, not bytes; `context_length` and `sliding_window` in tokens. `rope_size` is how many dimensions
     of each head are rotated. `short_factor` and `long_factor` hold one frequency divisor per rotated pair, and
-    `attention_factor` multiplies cosine and sine (1.0 without LongRoPE); phimoe has numbers of its own for
-    that, `short_mscale` and `long_mscale`. `norm_eps` is that of RMSNorm, or of phi2's and phimoe's LayerNorm.
+    `attention_factor` multiplies cosine and sine (1.0 without LongRoPE): the config gives it, or else the formula
+    of `rope_type` (default, longrope, yarn). phimoe has numbers of its own for that, `short_mscale` and
+    `long_mscale`. `norm_eps` is that of RMSNorm, or of phi2's and phimoe's LayerNorm.
     phi2 always has biases; `attention_bias` and `output_bias` say whether a phimoe has them. `n_experts` is 0
     in a dense model; `router_jitter` bounds which experts phimoe's router compares.
     raises   CheckpointError that names the field
@@ -123,6 +124,7 @@ class PhiConfig:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     attention_factor: float = 1.0
+    rope_type: str = "default"
     sliding_window: int | None = None
     tie_embeddings: bool = False
     bos_id: int | None = None
@@ -254,7 +256,10 @@ def parse_config(document: Mapping[str, Any]) -> PhiConfig:
         rope_size=int(rotated_part * hidden) // heads,
         short_factor=short,
         long_factor=long,
-        attention_factor=_attention_factor(rope, context, original),
+        attention_factor=_number(
+            rope, "attention_factor", attention_factor_of(rope["rope_type"], context, original)
+        ),
+        rope_type=rope["rope_type"],
         sliding_window=_optional_integer(document, "sliding_window") or None,
         tie_embeddings=_flag(document, "tie_word_embeddings"),
         bos_id=_token_id(document, "bos_token_id", vocabulary),
@@ -311,12 +316,12 @@ def yarn_attention_factor(context_length: int, original_context_length: int) -> 
     return 0.1 * math.log(max(1.0, context_length / original_context_length)) + 1
 
 
-def _attention_factor(rope: Mapping[str, Any], context: int, original: int) -> float:
-    """Take the config's own factor where it gives one, else the formula of its rope type."""
-    if rope["rope_type"] == "default":
+def attention_factor_of(rope_type: str, context_length: int, original_context_length: int) -> float:
+    """Return the factor on cosine and sine by the formula of a rope type; a config may give another."""
+    if rope_type == "default":
         return 1.0
-    formula = yarn_attention_factor if rope["rope_type"] == "yarn" else longrope_attention_factor
-    return _number(rope, "attention_factor", formula(context, original))
+    formula = yarn_attention_factor if rope_type == "yarn" else longrope_attention_factor
+    return formula(context_length, original_context_length)
 
 
 def _find_family(document: Mapping[str, Any]) -> Family:

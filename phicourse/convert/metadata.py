@@ -307,6 +307,7 @@ def _parse_keys(file: GGUFFile, name: str, vocab_size: int) -> PhiConfig:
         short_factor=_rope_factors(file, "short"),
         long_factor=_rope_factors(file, "long"),
         attention_factor=file.get(f"{name}.rope.scaling.attn_factor", float, 1.0),
+        rope_type="longrope" if "rope_factors_long.weight" in file.tensors else "default",
         sliding_window=file.get(f"{name}.attention.sliding_window", int, 0) or None,
         tie_embeddings="output.weight" not in file.tensors,
         bos_id=file.get("tokenizer.ggml.bos_token_id", int, None),

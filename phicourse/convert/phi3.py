@@ -5,7 +5,10 @@ within a tensor: the rows of qkv_proj (queries, keys, values) and of gate_up_pro
 which llama.cpp's phi3 graph expects. Source: llama.cpp `conversion/phi.py`.
 """
 
+from dataclasses import replace
+
 from phicourse.checkpoint import PhiConfig
+from phicourse.checkpoint.config import attention_factor_of
 from phicourse.convert.architecture import Architecture, Number, Rule
 from phicourse.gguf import ValueType
 
@@ -65,4 +68,10 @@ def hyperparameters(config: PhiConfig, file_type: int) -> tuple[Number, ...]:
     )
 
 
-PHI3 = Architecture("phi3", "Phi3ForCausalLM", (RULES,), hyperparameters)
+def as_reference(config: PhiConfig) -> PhiConfig:
+    """Take the factor on cosine and sine as llama.cpp's converter does: by formula, whatever the config gives."""
+    by_formula = attention_factor_of(config.rope_type, config.context_length, config.original_context_length)
+    return replace(config, attention_factor=by_formula)
+
+
+PHI3 = Architecture("phi3", "Phi3ForCausalLM", (RULES,), hyperparameters, as_reference=as_reference)

@@ -127,6 +127,7 @@ PHIMOE = Architecture(
     (COMMON + HUB, COMMON + FUSED),
     hyperparameters,
     own=own,
+    as_reference=phi3.as_reference,
     # The experts come first in a layer, whatever they are called.
     place=lambda name: name.replace(".mlp.", ".block_sparse_moe."),
 )

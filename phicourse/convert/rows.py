@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import ConvertError
-from phicourse.gguf import TensorType, bfloat16_to_float32, float32_to_bfloat16
+from phicourse.gguf import TensorType, bfloat16_to_float32, tensor_type
 
 # Weights in a chunk: 2 MiB of bfloat16 and 4 MiB of float32, which a processor's cache holds.
 CHUNK_WEIGHTS = 1 << 20
@@ -81,17 +81,13 @@ def _encode(tensor: Stored, type: TensorType, start: int, stop: int) -> NDArray[
     _check(tensor, stored, dtype, type, start)
     if dtype == type.name:
         return stored
-    widened = bfloat16_to_float32(stored) if dtype == "BF16" else stored.astype(np.float32, copy=False)
-    if type.name == "F32":
-        return widened
-    if type.name == "F16":
-        return widened.astype("<f2")
-    if type.name == "BF16":
-        return float32_to_bfloat16(widened)
     # A quantizer stands above this package: it is fetched when a file asks for it.
-    from phicourse.quantize.registry import quantize_rows
+    from phicourse.quantize.registry import quantize_data
 
-    return quantize_rows(widened, type.name, threads=1, name=tensor.name)
+    packed = quantize_data(
+        stored, tensor_type(dtype), type.name, threads=1, name=tensor.name, first_row=start
+    )
+    return packed.view(type.dtype)
 
 
 def _read(tensor: Stored, start: int, stop: int) -> NDArray[Any]:

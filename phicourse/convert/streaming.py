@@ -80,7 +80,7 @@ def convert(
     if model_name is not None:
         overrides["general.name"] = model_name
     conversion = plan_conversion(checkpoint, outtype, compat, overrides)
-    target = default_folder(checkpoint) if out is None else Path(out)
+    target = default_folder(checkpoint.folder) if out is None else Path(out)
     target = target / conversion.file_name if target.is_dir() else target
     inputs = [*checkpoint.inputs, *([Path(metadata)] if metadata is not None else [])]
     with GGUFWriter(target, force=force, inputs=inputs, split=split) as writer:
@@ -88,9 +88,9 @@ def convert(
     return writer.paths[0]
 
 
-def default_folder(checkpoint: Checkpoint) -> Path:
-    """Return where a file goes that is not told where: beside the checkpoint, but not into the Hub's cache."""
-    return checkpoint.folder if hub_name(checkpoint.folder) is None else Path()
+def default_folder(folder: Path) -> Path:
+    """Return where a file goes that is not told where: beside the model in `folder`, but not into the Hub's cache."""
+    return folder if hub_name(folder) is None else Path()
 
 
 @dataclass(frozen=True)

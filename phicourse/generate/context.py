@@ -39,6 +39,20 @@ class Context:
             self._extend(ids[len(self._ids) : first], all_logits=False)
         return self._extend(ids[first:], all_logits=True)
 
+    def last_logits(self, ids: Sequence[int], n: int) -> Float32Array:
+        """The logits after each of the last n of `ids`: (n, vocab) float32."""
+        return self.logits_after(ids)[None] if n == 1 else self.all_logits(ids, first=len(ids) - n)
+
+    def room_after(self, length: int) -> int:
+        """How many tokens more than `length` can be read without changing what is expected before them.
+
+        Beyond LongRoPE's switch other factors hold, for all of the text.
+        """
+        config = self.backend.config
+        is_before = config.long_factor is not None and length <= config.original_context_length
+        limit = min(self.n_ctx, config.original_context_length) if is_before else self.n_ctx
+        return max(0, limit - length)
+
     def reset(self) -> None:
         """Forget everything."""
         self._rewind(0)

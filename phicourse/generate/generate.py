@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from phicourse.errors import GenerateError
 from phicourse.generate.context import Context
 from phicourse.generate.sampling import Sampler
+from phicourse.generate.speculation import MAX_GUESSES, Draft
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,11 +26,18 @@ class TextStream(Protocol):
 
 @dataclass
 class Run:
-    """One answer: what was asked, what came, and why it ended."""
+    """One answer: what was asked, what came, and why it ended.
+
+    steps              how often the model was run for it
+    guessed, accepted  how many tokens a draft guessed, and how many of them were right
+    """
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    steps: int = 0
+    guessed: int = 0
+    accepted: int = 0
 
 
 def check_prompt(ids: Sequence[int], n_ctx: int) -> None:
@@ -55,24 +63,39 @@ def generate_tokens(
     *,
     max_tokens: int | None = None,
     end_of_generation: Collection[int] = (),
+    draft: Draft | None = None,
 ) -> Iterator[int]:
     """Yield one id after another and note them in `run`.
 
     max_tokens         None: until the model ends or the context is full
     end_of_generation  ids that end the answer; they are not part of it
+    draft              guesses tokens, which are checked together; the ids are the same without it
     """
     check_prompt(run.prompt, context.n_ctx)
     history = list(run.prompt)
-    while max_tokens is None or len(run.tokens) < max_tokens:
-        if len(history) > context.n_ctx:
-            break
-        token = sampler.sample(context.logits_after(history), history)
-        if token in end_of_generation:
-            run.finish_reason = "stop"
-            return
-        history.append(token)
-        run.tokens.append(token)
-        yield token
+    ahead = 1  # how many tokens are guessed: more while the guesses are right
+    limit = context.n_ctx + 1 if max_tokens is None else min(context.n_ctx + 1, len(history) + max_tokens)
+    while len(history) < limit:
+        room = min(ahead, limit - len(history) - 1, context.room_after(len(history)))
+        guesses = [] if draft is None or room == 0 else draft.guess(history, room)
+        logits = context.last_logits([*history, *guesses], 1 + len(guesses))  # (1 + guesses, vocab)
+        run.steps += 1
+        run.guessed += len(guesses)
+        right_before = run.accepted
+        for expected, guess in zip(logits, [*guesses, None], strict=True):
+            token = sampler.sample(expected, history)
+            if token in end_of_generation:
+                run.finish_reason = "stop"
+                return
+            run.accepted += token == guess
+            history.append(token)
+            run.tokens.append(token)
+            yield token
+            if token != guess:
+                break
+        n_right = run.accepted - right_before
+        if guesses:
+            ahead = min(MAX_GUESSES, 2 * ahead) if n_right == len(guesses) else n_right + 1
     run.finish_reason = "length"
 
 
@@ -85,6 +108,7 @@ def generate_text(
     max_tokens: int | None = None,
     end_of_generation: Collection[int] = (),
     stop: Sequence[str] = (),
+    draft: Draft | None = None,
 ) -> Iterator[str]:
     """Yield the answer's text in pieces that will not be taken back.
 
@@ -92,7 +116,7 @@ def generate_text(
     """
     holder = StopStrings(stop)
     tokens = generate_tokens(
-        context, run, sampler, max_tokens=max_tokens, end_of_generation=end_of_generation
+        context, run, sampler, max_tokens=max_tokens, end_of_generation=end_of_generation, draft=draft
     )
     for token in tokens:
         yield from pieces(holder.push(stream.push(token)))

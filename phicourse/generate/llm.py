@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
 from phicourse.errors import GenerateError
@@ -11,6 +11,7 @@ from phicourse.generate.backends import Backend, NativeBackend, TorchBackend, wh
 from phicourse.generate.context import Context
 from phicourse.generate.generate import Run, StopStrings, check_prompt, generate_text
 from phicourse.generate.sampling import Float32Array, Sampler
+from phicourse.generate.speculation import Draft, DraftModel, PromptLookup, check_draft_model
 from phicourse.gguf import GGUFFile
 from phicourse.gguf.describe import printable
 from phicourse.gguf.layers import Tensor, layer_table
@@ -20,7 +21,11 @@ BackendName = Literal["native", "torch"]
 
 
 def load(
-    path: Path | str, backend: BackendName = "native", n_ctx: int | None = None, threads: int | None = None
+    path: Path | str,
+    backend: BackendName = "native",
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    cache_type: str = "F16",
 ) -> "LLM":
     """Load a model to talk to.
 
@@ -29,6 +34,8 @@ def load(
              no kernels for a type, torch takes its place and a line on standard error says so
     n_ctx    positions of the context; None or 0: the model's own, at most 4,096
     threads  None: as many as this process may use
+    cache_type  how the engine keeps keys and values: F16, BF16, F32; Q8_0 takes half the memory, Q4_0 a quarter.
+             torch keeps them as float32
     raises   GGUFError, CheckpointError, ModelError, TokenizerError: the file cannot be used;
              GenerateError: the request makes no sense
     """
@@ -42,7 +49,11 @@ def load(
         print(f"phicourse: {reason}; using PyTorch, slowly", file=sys.stderr)
         backend = "torch"
     tokenizer = Tokenizer.from_gguf(file)
-    model = (NativeBackend if backend == "native" else TorchBackend)(file, n_ctx, threads)
+    model: Backend = (
+        NativeBackend(file, n_ctx, threads, cache_type)
+        if backend == "native"
+        else TorchBackend(file, n_ctx, threads)
+    )
     tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
     return LLM(model, tokenizer, name=printable(file.get("general.name", str, path.stem)), tensors=tensors)
 
@@ -134,8 +145,9 @@ class LLM:
                  such as `<|user|>` read as such; or ids, taken as they are
         stream   give pieces of text as they come, instead of the whole at the end
         options  max_tokens (None: until the model ends or the context is full), stop (a string or several;
-                 the text ends before them), and those of `Sampler`: temperature, top_k, top_p, min_p,
-                 repeat_penalty, repeat_last_n, seed
+                 the text ends before them), draft ("lookup" guesses from the text itself, a smaller LLM
+                 with the same vocabulary by itself: the same text, sooner), and those of `Sampler`:
+                 temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed
         returns  the text that follows the prompt; `last_run` then has its ids and why it ended
         raises   GenerateError for a prompt that the context cannot hold, and for unknown options
         """
@@ -174,6 +186,7 @@ class LLM:
         max_tokens = options.pop("max_tokens", None)
         if max_tokens is not None and max_tokens < 0:
             raise GenerateError(f"max_tokens must be 0 or more, or None for no limit, not {max_tokens}")
+        draft = self._draft(options.pop("draft", None))
         stop = options.pop("stop", ())
         stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         StopStrings(stop)
@@ -187,8 +200,20 @@ class LLM:
             max_tokens=max_tokens,
             end_of_generation=self.tokenizer.eog,
             stop=stop,
+            draft=draft,
         )
         return pieces if stream else "".join(pieces)
+
+    def _draft(self, draft: object) -> Draft | None:
+        """Make something that guesses of what the caller named."""
+        if draft == "lookup":
+            return PromptLookup()
+        if isinstance(draft, LLM):
+            check_draft_model(self.context, draft.context)
+            return DraftModel(draft.context)
+        if draft is not None and not hasattr(draft, "guess"):
+            raise GenerateError(f"draft must be 'lookup', a model made by load, or None, not {draft!r:.40}")
+        return cast(Draft | None, draft)
 
     def __repr__(self) -> str:
         return f"LLM({self.name!r}, {self.backend.name}, context {self.n_ctx})"
@@ -208,5 +233,7 @@ def make_sampler(options: Mapping[str, Any]) -> Sampler:
     known = [name for name in Sampler.__dataclass_fields__ if not name.startswith("_")]
     for name in options:
         if name not in known:
-            raise GenerateError(f"unknown option {name!r}; known are max_tokens, stop, {', '.join(known)}")
+            raise GenerateError(
+                f"unknown option {name!r}; known are max_tokens, stop, draft, {', '.join(known)}"
+            )
     return Sampler(**options)

@@ -1,5 +1,6 @@
 """The GGUF container: what a file says, where its bytes are, and how to write one."""
 
+from phicourse.gguf.atomic import atomic_output
 from phicourse.gguf.describe import describe, summary
 from phicourse.gguf.reader import GGUFFile, TensorInfo
 from phicourse.gguf.reshard import merge, split
@@ -15,7 +16,7 @@ from phicourse.gguf.types import (
     tensor_type,
 )
 from phicourse.gguf.verify import verify
-from phicourse.gguf.writer import GGUFWriter, atomic_output
+from phicourse.gguf.writer import GGUFWriter
 
 __all__ = [
     "TENSOR_TYPES",

@@ -36,6 +36,11 @@ KINDS = (
     "offset",
     "padding",
     "weights",
+    "scale",
+    "minimum",
+    "sub-scales",
+    "codes",
+    "high bits",
     "fault",
     "unread",
 )

@@ -4,16 +4,12 @@ First the metadata and the list of tensors, then the tensors in that order, in c
 file needs no more memory than its largest chunk.
 """
 
-import errno
-import glob
-import io
 import os
-import secrets
 import shutil
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import GGUFError
+from phicourse.gguf.atomic import atomic_outputs, check_target
+from phicourse.gguf.output_file import OutputFile
 from phicourse.gguf.reader import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -35,117 +33,7 @@ from phicourse.gguf.reader import (
 from phicourse.gguf.shards import Split
 from phicourse.gguf.types import NUMBER_DTYPES, TensorType, ValueType, tensor_type
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
-
 _INTEGERS = {type for type, dtype in NUMBER_DTYPES.items() if dtype[1] in "iu"} - {ValueType.BOOL}
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextmanager
-def atomic_output(path: Path | str, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Give the path of a temporary file beside `path`; rename it to `path` when the block ends well.
-
-    The caller writes the temporary file. Whatever exception ends the block, an interrupt included, removes it
-    and leaves `path` as it was. Raises GGUFError where `path` exists and not `force`, where it is one of the
-    `inputs`, whatever `force` says, where the folder is missing or not writable, and where the disk is full.
-    """
-    with atomic_outputs([Path(path)], force, inputs) as (temporary,):
-        yield temporary
-
-
-@contextmanager
-def atomic_outputs(
-    paths: Sequence[Path], force: bool = False, inputs: Iterable[Path] = ()
-) -> Iterator[list[Path]]:
-    """Do as `atomic_output` for several files: when the block ends well they appear together, the first one last.
-
-    All are on the disk before the first is renamed. A reader that opens a set by its first file finds all or none.
-    """
-    inputs, temporaries = list(inputs), []
-    try:
-        targets = [_check_target(path, force, inputs) for path in paths]
-        with ExitStack() as stack:
-            for target in targets:
-                temporaries.append(_temporary_path(target))
-                stack.enter_context(_temporary_file(temporaries[-1]))
-            yield temporaries
-            for temporary in temporaries:
-                _flush(temporary)
-            for path in paths:
-                _check_target(path, force)
-            for temporary, target in reversed(list(zip(temporaries, targets, strict=True))):
-                os.replace(temporary, target)
-            with suppress(OSError):  # the files are there; some file systems cannot flush the list of names
-                _flush(targets[0].parent)
-    except OSError as error:
-        # Any other OSError comes from the caller's own reading and is theirs to explain.
-        if error.errno in _NO_ROOM or error.filename in map(str, temporaries):
-            raise GGUFError(f"{paths[0]}: cannot be written ({error.strerror})") from error
-        raise
-
-
-def _temporary_path(target: Path) -> Path:
-    """Name a temporary file beside the target, and remove those that killed programs have left there."""
-    for left in target.parent.glob(f".{glob.escape(target.name[:60])}.*.partial"):
-        with suppress(OSError), left.open("rb+") as file:  # of another user, or gone meanwhile
-            if _lock(file.fileno()):
-                left.unlink()
-    return target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.partial")
-
-
-@contextmanager
-def _temporary_file(path: Path) -> Iterator[None]:
-    """Make an empty file, keep it locked, so that other programs see that it is in use, and remove it at the end."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-    try:
-        _lock(handle)
-        yield
-    finally:
-        os.close(handle)
-        path.unlink(missing_ok=True)
-
-
-def _lock(handle: int) -> bool:
-    """Lock an open file until it is closed, or its program ends; say whether it was free."""
-    if fcntl is None:
-        return True  # Windows: a file that is open there cannot be removed, which says the same
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # in use, or on a file system without locks
-        return False
-    return True
-
-
-def _check_target(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Path:
-    """Return the path behind all links, if a file may be written there."""
-    target = Path(os.path.realpath(path))
-    try:
-        is_there = target.exists()
-    except OSError as error:
-        raise GGUFError(f"{path}: cannot be written ({error.strerror})") from error
-    if not target.parent.is_dir():
-        raise GGUFError(f"{path}: the folder {target.parent} does not exist")
-    if is_there and not target.is_file():
-        raise GGUFError(f"{path}: is a folder or a device, not a file")
-    if is_there and any(target.samefile(file) for file in inputs):
-        raise GGUFError(f"{path}: is an input, too; give the output another name")
-    if is_there and not force:
-        raise GGUFError(f"{path}: exists already; --force (force=True) replaces it")
-    return target
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _string(text: str) -> bytes:
@@ -266,7 +154,7 @@ class GGUFWriter:
         self._outputs = ExitStack()
         self._shards: deque[tuple[_Shard, Path]] = deque()  # the files to come, and where each is written
         self._shard: _Shard | None = None  # the one that is written
-        self._file: io.FileIO | None = None
+        self._file: OutputFile | None = None
         self._unwritten: deque[_Declared] = deque()  # its tensors that are not complete
 
     def __enter__(self) -> Self:
@@ -288,13 +176,14 @@ class GGUFWriter:
     @contextmanager
     def _open(self) -> Iterator[None]:
         if self._split is None:  # else the names of the files show only when all tensors are declared
-            _check_target(self.path, self._force, self._inputs)
+            check_target(self.path, self._force, self._inputs)
         with self._outputs:
             try:
                 yield
                 self._finish()
             finally:
-                self._close()
+                if self._file is not None:
+                    self._file.close()
 
     def add(self, key: str, value: Any, type: ValueType, element: ValueType | None = None) -> None:
         """Add a metadata pair; the file keeps the order.
@@ -390,22 +279,28 @@ class GGUFWriter:
     def _advance(self) -> None:
         """Begin the next file where one has all its tensors; a file of keys only has them at once."""
         while not self._unwritten and self._shards:
-            self._close()
+            self._end_file()
             self._shard, temporary = self._shards.popleft()
-            self._file = io.FileIO(str(temporary), "wb")
+            self._file = OutputFile(temporary, self._shard.size)
             self._put(memoryview(self._shard.header))
             self._unwritten.extend(self._shard.tensors)
 
-    def _close(self) -> None:
+    def _end_file(self) -> None:
         if self._file is not None:
+            with self._told():
+                self._file.finish()
             self._file.close()
 
     def _put(self, raw: memoryview) -> None:
         assert self._file is not None
-        rest = raw.cast("B") if raw.nbytes else raw[:0]
+        with self._told():
+            self._file.write(raw.cast("B") if raw.nbytes else raw[:0])
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say which file it was that could not be written."""
         try:
-            while rest:  # the system may take less than all at once, 2 GiB at most
-                rest = rest[self._file.write(rest) :]
+            yield
         except OSError as error:
             raise GGUFError(f"{self.path}: cannot be written ({error.strerror})") from error
 
@@ -415,3 +310,4 @@ class GGUFWriter:
         if self._unwritten:
             tensor = self._unwritten[0]
             raise GGUFError(f"{self.path}: {tensor.missing:,} bytes of {tensor.name!r} were never written")
+        self._end_file()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from phicourse.convert.streaming import default_folder
 from phicourse.errors import QuantizeError
 from phicourse.gguf import GGUFWriter, TensorInfo, TensorType, Value, ValueType
 from phicourse.gguf.shards import SPLIT_KEYS
@@ -147,7 +148,7 @@ def _n_gqa(source: Source) -> int:
 def _target(source: Path, out: Path | str | None, name: str) -> Path:
     """Where the new file goes: `out`, or a file of this name in the folder `out`, or beside the source."""
     if out is None:
-        out = source if source.is_dir() else source.parent
+        out = default_folder(source if source.is_dir() else source.parent)
     return Path(out) / name if Path(out).is_dir() else Path(out)
 
 

@@ -1,6 +1,7 @@
 """Every verb once, as a user types it: what it prints where, and what it leaves behind."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,16 @@ def test_run_uses_the_template_unless_raw(q4: Path, phicourse: Phicourse) -> Non
     as_chat = run("run", q4, "-p", "<|user|>\ndog<|end|>\n<|assistant|>\n", "--raw", *options)
     assert run("run", q4, "-p", "dog", *options) == as_chat
     assert run("run", q4, "-p", "dog", "--raw", *options) != as_chat
+
+
+def test_run_with_a_draft_says_the_same_and_how_well_it_guessed(q4: Path) -> None:
+    asked = ["run", q4, "-p", "dog", "-n", "30", "--temp", "0", "--raw"]
+    alone = run(*asked)
+    result = CliRunner().invoke(app, [str(arg) for arg in [*asked, "--draft", q4]])
+    assert result.stdout == alone
+    assert re.fullmatch(r"phicourse: \d+ of \d+ guesses were right, \d\.\d tokens a step\n", result.stderr)
+    both = CliRunner().invoke(app, [str(arg) for arg in [*asked, "--draft", q4, "--lookup"]])
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
 
 
 def test_chat_answers_line_by_line(q4: Path, phicourse: Phicourse) -> None:

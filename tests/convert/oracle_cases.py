@@ -103,7 +103,8 @@ class OracleCases:
         self.add(
             "mixed-dtypes-4k-instruct", self.real_config("Phi-3-mini-4k-instruct"), "BF16", norm_dtype="F32"
         )
-        self.add("su-128k", phi35 | {"rope_scaling": phi35["rope_scaling"] | {"type": "su"}}, "F16")
+        own_factor = {"type": "su", "attention_factor": 1.5}  # which llama.cpp's converter does not read
+        self.add("su-128k", phi35 | {"rope_scaling": phi35["rope_scaling"] | own_factor}, "F16")
 
     def write_bpe(self) -> None:
         """phi-4 (grouped heads, no window) and Phi-4-mini (tied, rotates a part) with their own tokenizers."""

@@ -50,6 +50,19 @@ def test_names_order_types_and_weights(tiny: Tiny) -> None:
     assert weights_of(file, "rope_factors_long.weight").tolist() == [1, 2, 4, 8]
 
 
+def test_a_factor_of_the_config_s_own_counts_and_llama_cpp_s_formula_with_compat(tiny: Tiny) -> None:
+    """llama.cpp's converter does not read `attention_factor`; transformers takes it in place of the formula."""
+    pairs = TINY["hidden_size"] // TINY["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * pairs, "long_factor": [2.0] * pairs}
+    scaling = {"type": "longrope", "attention_factor": 1.5, **factors}
+    folder = tiny(rope_scaling=scaling, max_position_embeddings=4096, original_max_position_embeddings=64)
+    written = {}
+    for compat in (False, True):
+        with GGUFFile.open(convert(folder, folder / f"{compat}.gguf", compat=compat, progress=False)) as file:
+            written[compat] = file.get("phi3.rope.scaling.attn_factor", float)
+    assert written == {False: 1.5, True: pytest.approx(np.sqrt(2))}  # 1 + ln 64 / ln 64
+
+
 def test_the_config_comes_back(tiny: Tiny) -> None:
     folder = tiny(sliding_window=100)
     given = Checkpoint.open(folder).config

@@ -15,6 +15,7 @@ from phicourse.convert import convert
 from phicourse.convert.streaming import Conversion
 from phicourse.errors import ConvertError, GGUFError
 from phicourse.gguf import GGUFFile, Split
+from phicourse.quantize import quantize
 
 Tiny = Callable[..., Path]
 COMMIT = "2fe192450127e6a83f7441aef6e3ca586c338b77"
@@ -203,6 +204,7 @@ def test_nothing_is_written_into_the_hub_s_cache(
     monkeypatch.chdir(tmp_path)
     out = convert(checkpoint, compat=compat, progress=False)
     assert re.fullmatch(name, str(out))
+    assert quantize(checkpoint, mix="Q8_0", progress=False) == Path("ggml-model-Q8_0.gguf")
     assert sorted(os.listdir(checkpoint)) == before
 
 

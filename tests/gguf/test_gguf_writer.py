@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from phicourse.errors import GGUFError
-from phicourse.gguf import TENSOR_TYPES, GGUFFile, GGUFWriter, ValueType, atomic_output, tensor_type
-from phicourse.gguf import writer as writing
+from phicourse.gguf import TENSOR_TYPES, GGUFFile, GGUFWriter, ValueType, atomic, atomic_output, tensor_type
 
 V = ValueType
 SCALARS = [
@@ -290,14 +289,14 @@ def test_a_folder_that_cannot_be_flushed_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some network file systems have no fsync for folders; the file is complete by then."""
-    flush = writing._flush
+    flush = atomic._flush
 
     def refuse(path: Path) -> None:
         if path.is_dir():
             raise OSError(errno.EINVAL, "Invalid argument")
         flush(path)
 
-    monkeypatch.setattr(writing, "_flush", refuse)
+    monkeypatch.setattr(atomic, "_flush", refuse)
     with atomic_output(tmp_path / "a") as temporary:
         temporary.write_bytes(b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
