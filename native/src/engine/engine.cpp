@@ -272,8 +272,7 @@ void Engine::attend(int64_t layer, const Batch &batch, void *scratch) {
 // at: one token alone keeps all of them busy.
 void Engine::code_attended(const Linear &next, const Batch &batch) {
     if (coding_for(next.weight.type) == Coding::none) return;
-    Codings codings;
-    codings.add(next.weight.type);
+    const Codings codings(next.weight.type);
     const int64_t cols = attended_.cols(), steps = (cols + 255) / 256;
     const size_t items = batch.size * steps;
     pool_.for_each(items, grain(items), [&](size_t begin, size_t end) {
@@ -370,8 +369,7 @@ void Engine::collect(const Batch &batch) {
 
 void Engine::activate(const Linear &next, int vectors) {
     const bool is_gelu = config_.architecture->feed_forward == FeedForward::gelu;
-    Codings codings;
-    codings.add(next.weight.type);
+    const Codings codings(next.weight.type);
     const int64_t cols = config_.ffn_size, steps = (cols + 255) / 256;
     const size_t items = vectors * steps;
     pool_.for_each(items, grain(items), [&](size_t begin, size_t end) {

@@ -12,6 +12,9 @@ namespace phi {
 // The codings of the weights that a vector meets: it may go to several matrices, of several types.
 class Codings {
   public:
+    Codings() = default;
+    explicit Codings(Type weight_type) { add(weight_type); }
+
     void add(Type weight_type) { bits_ |= 1u << static_cast<int>(coding_for(weight_type)); }
     bool has(Coding coding) const { return (bits_ >> static_cast<int>(coding) & 1) != 0; }
 

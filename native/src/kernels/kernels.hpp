@@ -31,12 +31,20 @@ enum class Coding { none, blocks_of_32, blocks_of_256 };
 // The coding that weights of this type are multiplied with.
 constexpr Coding coding_for(Type weight_type) {
     switch (weight_type) {
+    case Type::F32:
+    case Type::F16:
+    case Type::BF16:
+    case Type::NVFP4:
+    case Type::Q1_0:
+    case Type::Q2_0: return Coding::none;
     case Type::Q8_0:
-    case Type::Q4_0: return Coding::blocks_of_32;
-    case Type::Q4_K:
-    case Type::Q5_K:
-    case Type::Q6_K: return Coding::blocks_of_256;
-    default: return Coding::none;
+    case Type::Q4_0:
+    case Type::Q4_1:
+    case Type::Q5_0:
+    case Type::Q5_1:
+    case Type::IQ4_NL:
+    case Type::MXFP4: return Coding::blocks_of_32;
+    default: return Coding::blocks_of_256;
     }
 }
 
@@ -127,6 +135,15 @@ inline constexpr int panel_rows = 16;
 
 // Bytes for one unpacked panel: a code for every weight, and for every 16 weights of a row at most a scale
 // (4 bytes), an offset (2) and a share of two floats for each block (4).
-inline constexpr size_t matmul_scratch(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+inline constexpr size_t panel_bytes(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+
+// As many panels as leave room for vectors in a second-level cache of a megabyte, or one where rows are long.
+inline constexpr size_t panels_bytes(int64_t cols) {
+    constexpr size_t half_of_cache = 512 << 10;
+    return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) / 64 * 64 + 64 : half_of_cache;
+}
+
+// Behind them a number for every 16 weights of the tokens, at most 8, that meet the panels together.
+inline constexpr size_t matmul_scratch(int64_t cols) { return panels_bytes(cols) + 8 * (cols / 16) * sizeof(int32_t); }
 
 } // namespace phi
