@@ -29,7 +29,7 @@ class MixDesigner:
     types   that one can choose
     raises  QuantizeError where the start leaves a group without a type, or with several
 
-    Keys: Tab goes from list to list, the arrow keys choose.
+    Keys: Tab goes from slider to slider, left and right choose.
     """
 
     def __init__(
@@ -101,28 +101,30 @@ class MixDesigner:
 
 
 class _Bench:
-    """The lists of one live designer, and what they do."""
+    """The sliders of one live designer, and what they do."""
 
     def __init__(self, designer: MixDesigner) -> None:
         import ipywidgets
 
         self.designer = designer
-        layout = {"layout": {"width": "320px"}, "style": {"description_width": "190px"}}
-        self.lists = {
-            group: ipywidgets.Dropdown(
-                options=_with(designer.types, type), value=type, description=group, **layout
+        # sliders and no drop-down lists: JupyterLab takes the up and down keys for itself
+        look: dict[str, Any] = {"layout": {"width": "420px"}, "style": {"description_width": "180px"}}
+        look["continuous_update"] = False  # a trial takes a second
+        self.sliders = {
+            group: ipywidgets.SelectionSlider(
+                options=_with(designer.types, type), value=type, description=group, **look
             )
             for group, type in designer.chosen.items()
         }
-        self.preset = ipywidgets.Dropdown(
-            options=["yours", *designer.presets], value="yours", description="begin with", **layout
+        self.preset = ipywidgets.SelectionSlider(
+            options=["yours", *designer.presets], value="yours", description="begin with", **look
         )
         self.says = ipywidgets.HTML()
         self.picture = ipywidgets.Image(format="png")
-        choices = ipywidgets.HBox([*self.lists.values(), self.preset], layout={"flex_flow": "row wrap"})
+        choices = ipywidgets.HBox([*self.sliders.values(), self.preset], layout={"flex_flow": "row wrap"})
         self.box = ipywidgets.VBox([choices, self.says, self.picture])
-        self.busy = False  # while a mix fills all lists, it is not measured after each of them
-        for each in self.lists.values():
+        self.busy = False  # while a mix moves all sliders, it is not measured after each of them
+        for each in self.sliders.values():
             each.observe(self._on_choice, names="value")
         self.preset.observe(self._on_preset, names="value")
         self.draw()
@@ -138,14 +140,14 @@ class _Bench:
             return
         self.busy = True
         for group, type in types.items():
-            self.lists[group].options = _with(self.lists[group].options, type)
-            self.lists[group].value = type
+            self.sliders[group].options = _with(self.sliders[group].options, type)
+            self.sliders[group].value = type
         self.busy = False
         self.draw()
 
     def draw(self) -> None:
         """Measure what is chosen and show it."""
-        self.designer.chosen = {group: each.value for group, each in self.lists.items()}
+        self.designer.chosen = {group: each.value for group, each in self.sliders.items()}
         put_picture(self.picture, self.designer.static())
         self.says.value = f"<p>{self.designer.says()}</p>"
 

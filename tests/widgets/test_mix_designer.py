@@ -59,19 +59,19 @@ def test_bars_add_up_to_the_matrices_of_the_plan(designer: MixDesigner) -> None:
 
 def test_a_choice_is_measured_and_shown(bench) -> None:
     before, picture = bench.says.value, bench.picture.value
-    bench.lists["feed-forward"].value = "Q2_K"
+    bench.sliders["feed-forward"].value = "Q2_K"
     assert bench.designer.chosen["feed-forward"] == "Q2_K"
     assert bench.says.value != before and bench.picture.value != picture
 
 
-def test_a_known_mix_fills_all_lists_and_is_measured_once(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_mix_moves_all_sliders_and_is_measured_once(bench, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, str]] = []
     monkeypatch.setattr(
-        type(bench), "draw", lambda self: drawn.append({g: e.value for g, e in self.lists.items()})
+        type(bench), "draw", lambda self: drawn.append({g: e.value for g, e in self.sliders.items()})
     )
     bench.preset.value = "Q8_0"
     assert drawn == [dict.fromkeys(GROUPS, "Q8_0")]
-    bench.lists["ends"].value = "Q6_K"
+    bench.sliders["ends"].value = "Q6_K"
     assert bench.preset.value == "yours" and len(drawn) == 2
 
 
