@@ -6,8 +6,8 @@
 >>> phicourse.progress()  # doctest: +SKIP
 """
 
-from phicourse.exercises import checkpoint, gguf
+from phicourse.exercises import checkpoint, engine, gguf
 from phicourse.exercises.exercise import EXERCISES, Exercise, Mistake
 from phicourse.exercises.table import Progress, progress
 
-__all__ = ["EXERCISES", "Exercise", "Mistake", "Progress", "checkpoint", "gguf", "progress"]
+__all__ = ["EXERCISES", "Exercise", "Mistake", "Progress", "checkpoint", "engine", "gguf", "progress"]

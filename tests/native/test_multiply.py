@@ -37,7 +37,9 @@ def weights(name: str) -> np.ndarray:
     return quantize_rows(x, name, importance=np.ones(COLS, np.float32))
 
 
-def product(name: str, data: np.ndarray, x: np.ndarray, threads: int = 1, isa: str | None = None) -> np.ndarray:
+def product(
+    name: str, data: np.ndarray, x: np.ndarray, threads: int = 1, isa: str | None = None
+) -> np.ndarray:
     out = np.full((len(x), len(data)), np.nan, np.float32)
     native.multiply(name, data, x, out, threads, isa)
     return out
