@@ -33,7 +33,7 @@ UNATTENDED := PHICOURSE_PROGRESS= PHICOURSE_STATIC=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run lab test lint test-native test-python test-notebooks notebooks student solved bench bench-convert train oracles clean
+.PHONY: help run lab test lint test-native test-sanitize test-python test-notebooks notebooks student solved bench bench-convert bench-quantize train oracles clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -66,6 +66,15 @@ else
 	$(SAY) "64-bit ARM is not tested: apt install g++-aarch64-linux-gnu qemu-user"
 endif
 
+test-sanitize: $(VENV)/.test ## the C++ tests with every memory access, overflow and data race watched
+	@for kind in address,undefined thread; do \
+	  echo "phicourse: the C++ tests under -fsanitize=$$kind"; \
+	  export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	  cmake -S native -B build/$$kind -G Ninja -DPHI_SANITIZE=$$kind >build/tests.log 2>&1 && \
+	  cmake --build build/$$kind >build/tests.log 2>&1 || { cat build/tests.log; exit 1; }; \
+	  ctest --test-dir build/$$kind --output-on-failure || exit 1; \
+	done
+
 test-python: $(VENV)/.test $(SDIST)
 	$(SAY) "running the Python tests"
 	@$(BIN)/python -m pytest
@@ -97,6 +106,11 @@ bench: $(VENV)/.test $(SDIST) ## speed side by side with llama.cpp, as ratios
 bench-convert: $(VENV)/.test $(SDIST) ## a 3.8 billion parameter checkpoint to F16 and Q4_K_M (16 GB of disk)
 	$(SAY) "converting 7.6 GB of random weights, ours and llama.cpp's way"
 	@$(BIN)/python tests/benchmarks/bench_convert.py
+
+bench-quantize: $(VENV)/.test ## every quantized type, and 3.8 billion parameters to Q4_K_M (20 GB of disk)
+	$(SAY) "quantizing rows of every type, then 7.6 GB of random weights, ours and llama.cpp's way"
+	@$(BIN)/python tests/benchmarks/bench_quantize.py
+	@$(BIN)/python tests/benchmarks/bench_quantize.py --model
 
 train: $(VENV)/.lab ## train phi-tiny, or go on from its last checkpoint
 	$(SAY) "training phi-tiny; Ctrl-C stops, the same command resumes"

@@ -219,6 +219,10 @@ Context = Annotated[
     int | None,
     typer.Option("--ctx", min=1, metavar="N", help="Context in tokens.  [default: the model's, up to 4096]"),
 ]
+CacheType = Annotated[
+    str,
+    typer.Option(metavar="T", help="Keep keys and values as f16, bf16, f32, or smaller: q8_0, q4_0."),
+]
 SplitSize = Annotated[
     int | None,
     typer.Option("--split-max-size", parser=a_size, metavar="SIZE", help="Bytes a file at most: 500M, 2G."),
@@ -271,7 +275,7 @@ def download(
 ) -> None:
     """Fetch a model from the Hugging Face Hub and print its folder."""
     from phicourse.checkpoint.download import download
-    from phicourse.doctor import available_memory
+    from phicourse.memory import available_memory
 
     print(download(repo, revision, to, force=force, memory=available_memory()))
 
@@ -389,7 +393,9 @@ def quantize(
     ] = False,
     search: Annotated[
         Literal["reference", "best"],
-        typer.Option(help="llama.cpp's bytes, or smaller errors in the same formats (slow)."),
+        typer.Option(
+            help="llama.cpp's bytes, or smaller errors in the same formats (slower; some types far slower)."
+        ),
     ] = "reference",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, write nothing.")
@@ -559,6 +565,7 @@ def run(
     seed: Annotated[int, typer.Option(min=-1, metavar="S", help="Same seed, same text; -1: a new one.")] = -1,
     threads: Threads = None,
     ctx: Context = None,
+    cache_type: CacheType = "f16",
     gpu_layers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Layers on a GPU; this engine has none: 0.")
     ] = 0,
@@ -581,7 +588,7 @@ def run(
     if lookup and draft is not None:
         raise typer.BadParameter("--lookup and --draft exclude each other")
     text = read_prompt(prompt)
-    llm = load(file, n_ctx=ctx, threads=threads)
+    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type)
     options: dict[str, Any] = {
         "max_tokens": None if n < 0 else n,
         "temperature": temp,
@@ -808,23 +815,30 @@ def bench(
         int, typer.Option("-n", min=0, metavar="N", help="Tokens of the generation test.")
     ] = 128,
     repetitions: Annotated[int, typer.Option("-r", min=1, metavar="N", help="Repetitions of each test.")] = 3,
+    depth: Annotated[
+        int, typer.Option("-d", "--depth", min=0, metavar="N", help="Tokens of text before each test.")
+    ] = 0,
     threads: Threads = None,
+    cache_type: CacheType = "f16",
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second of prompt processing and generation."""
     from phicourse.evaluate import bench
     from phicourse.generate import load
 
-    llm = load(file, n_ctx=max(n_prompt, n_gen, 1), threads=threads)
+    n_ctx = depth + max(n_prompt, n_gen, 1)
+    llm = load(file, n_ctx=n_ctx, threads=threads, cache_type=cache_type)
     bos = llm.tokenizer.bos if llm.tokenizer.vocabulary.add_bos else None
-    measured = bench(llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, bos=bos)
+    measured = bench(
+        llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, depth=depth, bos=bos
+    )
     if as_json:
         size = sum(tensor.nbytes for tensor in llm.tensors)
         print_json([m.as_dict() | {"model": str(file), "tensor_bytes": size} for m in measured])
         return
     print(f"{file.name}, {llm.backend.name}, mean of {repetitions}")
     for m in measured:
-        print(f"{m.test:8s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
+        print(f"{m.test:16s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
 
 
 @app.command()

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from phicourse.memory import available_memory
+
 MIN_MEMORY = 1 << 30
 MIN_DISK = 1 << 30
 RUNTIME = ("numpy", "huggingface-hub", "jinja2", "matplotlib", "pyyaml", "regex", "tqdm", "typer")
@@ -126,16 +128,6 @@ def check_memory() -> Check:
     return Check(
         "memory", free >= MIN_MEMORY, f"{free / 1e9:.1f} GB free", "close other programs: 1 GB is needed"
     )
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that a new program can have, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        values = {key: int(rest.split()[0]) for key, rest in (line.split(":", 1) for line in lines)}
-        return values["MemAvailable"] * 1024
-    except (OSError, KeyError, ValueError, IndexError):
-        return None
 
 
 def check_disk(folder: Path) -> Check:

@@ -29,13 +29,16 @@ def quantize(
     threads: int = 1,
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> None:
     """Quantize rows.
 
     x           (rows, n) float32, finite
     out         (rows, row_bytes) uint8, written
     importance  (n,) float32, finite and not negative: how much each column counts
-    raises      ValueError: unknown type, wrong shape, a type that needs importance, or `row R column C is inf/nan`
+    best        smaller errors than llama.cpp's in the same format, instead of its bytes
+    raises      ValueError: unknown type, wrong shape, a type that needs importance or has no better search, or
+                `row R column C is inf/nan`
     """
 
 def quantize_f16(
@@ -45,6 +48,7 @@ def quantize_f16(
     threads: int = 1,
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> None:
     """As quantize, but x holds the bits of float16 values (`x.view(np.uint16)`)."""
 
@@ -55,6 +59,7 @@ def quantize_bf16(
     threads: int = 1,
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
+    best: bool = False,
 ) -> None:
     """As quantize, but x holds the bits of bfloat16 values."""
 
@@ -62,6 +67,9 @@ def dequantize(
     type: str, data: NDArray[np.uint8], out: NDArray[np.float32], threads: int = 1, isa: str | None = None
 ) -> None:
     """Turn (rows, row_bytes) uint8 blocks into (rows, n) float32 values, written to out."""
+
+def better_searches() -> list[str]:
+    """The types that can be quantized with `best`."""
 
 def set_grid(type: str, points: NDArray[np.int8]) -> None:
     """Hand over the grid of an i-quant, once, before anything else is done with the type.
@@ -112,7 +120,7 @@ class Engine:
 
         config      the fields of PhiConfig under their names: numbers and lists, None where there is none
         tensors     {name in a GGUF file: (type, rows, columns, its bytes)}; a vector is one row
-        cache_type  how keys and values are kept: F16, or F32, which doubles the memory of the cache
+        cache_type  how keys and values are kept: F32, F16, BF16, Q8_0 or Q4_0
         raises      ValueError: a field, a missing, unknown or misshapen tensor, n_ctx, threads, cache_type
                     KeyError, TypeError: a field of config is missing or has another type
         """
@@ -143,3 +151,7 @@ class Engine:
     @property
     def n_ctx(self) -> int:
         """How many positions there is room for."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that keys and values of a full context take."""

@@ -62,7 +62,7 @@ static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_
 // F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
 template <phi::Type source, class F>
 static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
-                     const std::optional<std::string> &isa, const Importance &importance) {
+                     const std::optional<std::string> &isa, const Importance &importance, bool best) {
     const phi::TypeInfo &type = phi::type_info(type_name);
     if (importance && importance->size() != x.shape(1))
         throw nb::value_error(("importance has " + std::to_string(importance->size()) + " numbers, rows have " +
@@ -73,7 +73,7 @@ static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uin
     try {
         nb::gil_scoped_release release;
         phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
-                      importance ? importance->data() : nullptr);
+                      importance ? importance->data() : nullptr, best ? phi::Search::best : phi::Search::reference);
     } catch (const phi::NonFiniteError &error) {
         throw nb::value_error(error.what());
     }
@@ -86,6 +86,13 @@ static void dequantize(const std::string &type_name, Matrix<const uint8_t> data,
     const phi::Isa chosen = isa_or_active(isa);
     nb::gil_scoped_release release;
     phi::dequantize(type.type, data.data(), out.shape(0), out.shape(1), out.data(), threads, chosen);
+}
+
+static std::vector<std::string> better_searches() {
+    std::vector<std::string> names;
+    for (const phi::TypeInfo &type : phi::type_infos())
+        if (phi::has_better_search(type.type)) names.emplace_back(type.name);
+    return names;
 }
 
 static void set_grid(const std::string &type_name, Matrix<const int8_t> points) {
@@ -141,13 +148,14 @@ static nb::dict block_layouts() {
 
 static void bind_quantize(nb::module_ &m) {
     m.def("quantize", quantize<phi::Type::F32, float>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none(), "best"_a = false);
     m.def("quantize_f16", quantize<phi::Type::F16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none(), "best"_a = false);
     m.def("quantize_bf16", quantize<phi::Type::BF16, uint16_t>, "type"_a, "x"_a.noconvert(), "out"_a.noconvert(),
-          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none());
+          "threads"_a = 1, "isa"_a = nb::none(), "importance"_a.noconvert() = nb::none(), "best"_a = false);
     m.def("dequantize", dequantize, "type"_a, "data"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1,
           "isa"_a = nb::none());
+    m.def("better_searches", better_searches);
     m.def("set_grid", set_grid, "type"_a, "points"_a.noconvert());
     m.def("block_layouts", block_layouts);
 }
@@ -196,7 +204,7 @@ class PythonEngine {
 
     PythonEngine(const nb::dict &config, const nb::dict &tensors, int64_t n_ctx, int threads,
                  const std::string &cache_type)
-        : engine_(config_from(config), keep(tensors), n_ctx, threads, cache_type_from(cache_type)) {}
+        : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type) {}
 
     nb::object forward(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens, bool all_logits) {
         const size_t rows = all_logits ? tokens.size() : 1, cols = engine_.config().vocab_size;
@@ -227,14 +235,9 @@ class PythonEngine {
     void truncate(int64_t length) { engine_.truncate(length); }
     int64_t position() const { return engine_.position(); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
+    size_t cache_bytes() const { return engine_.cache_bytes(); }
 
   private:
-    static phi::CacheType cache_type_from(const std::string &name) {
-        if (name == "F16") return phi::CacheType::F16;
-        if (name == "F32") return phi::CacheType::F32;
-        throw nb::value_error(("cache_type must be F16 or F32, not " + name).c_str());
-    }
-
     // Between batches of a long prompt: Ctrl-C stops it.
     static void check_signals() {
         nb::gil_scoped_acquire acquire;
@@ -291,7 +294,8 @@ static void bind_engine(nb::module_ &m) {
         .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
         .def("truncate", &PythonEngine::truncate, "length"_a)
         .def_prop_ro("position", &PythonEngine::position)
-        .def_prop_ro("n_ctx", &PythonEngine::n_ctx);
+        .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
+        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
 }
 
 // ----------------------------------------------------------------------------------------------

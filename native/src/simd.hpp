@@ -300,6 +300,25 @@ static inline auto reduce_rows(Row row, Combine combine, int first = 0) {
     }
 }
 
+// Loads LANES runs of n consecutive floats, one run a lane: value i of run r goes to lane r of columns[i].
+// Runs begin `stride` floats apart.
+template <int n, int stride = n> static inline void load_columns(const float *x, Floats *columns) {
+    for (int i = 0; i < n; i += LANES) {
+        for (int lane = 0; lane < LANES; ++lane) columns[i + lane] = load<Floats>(x + lane * stride + i);
+        transpose(columns + i);
+    }
+}
+
+// And back.
+template <int n> static inline void store_columns(const Floats *columns, float *x) {
+    for (int i = 0; i < n; i += LANES) {
+        Floats square[LANES];
+        for (int lane = 0; lane < LANES; ++lane) square[lane] = columns[i + lane];
+        transpose(square);
+        for (int lane = 0; lane < LANES; ++lane) store(x + lane * n + i, square[lane]);
+    }
+}
+
 // Loads n floats each of PAIR_LANES runs that begin `stride` apart, one run a lane: value i of run r goes to lane
 // r of out[i].
 template <int n, int stride = n> static inline void load_transposed(const float *x, FloatPair *out) {

@@ -100,7 +100,7 @@ static Floats forward(Engine &engine, std::span<const int32_t> tokens, bool all_
 }
 
 static Floats fresh(const Model &model, const Tokens &tokens, int threads = 1,
-                    phi::CacheType cache_type = phi::CacheType::F16) {
+                    phi::Type cache_type = phi::Type::F16) {
     Engine engine(model.config, model.tensors, model.config.context_length, threads, cache_type);
     return forward(engine, tokens);
 }
@@ -236,7 +236,7 @@ static void test_against_written_out() {
                 const Tokens tokens = random_tokens(n, config);
                 const Doubles expected = written_out(model, tokens);
                 const std::string what = "logits of " + std::to_string(n) + " tokens, written out";
-                check_close(relative_error(fresh(model, tokens, 1, phi::CacheType::F32), expected), 0, 1e-5, what);
+                check_close(relative_error(fresh(model, tokens, 1, phi::Type::F32), expected), 0, 1e-5, what);
                 check_close(relative_error(fresh(model, tokens), expected), 0, 1e-3, what);
             }
 }
@@ -438,7 +438,7 @@ static void test_refusals() {
     Config huge = small_config();
     huge.n_layers = 4096;
     huge.n_kv_heads = 1 << 16;
-    check_throws<std::invalid_argument>([&] { phi::KVCache(huge, int64_t{1} << 31, phi::CacheType::F16); },
+    check_throws<std::invalid_argument>([&] { phi::KVCache(huge, int64_t{1} << 31, phi::Type::F16); },
                                         "choose a smaller n_ctx");
 }
 

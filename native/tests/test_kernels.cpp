@@ -1,17 +1,17 @@
 // Every kernel on every instruction set of this machine, against the same sum in double precision.
+#include "engine/kv_cache.hpp"
 #include "kernels/table.hpp"
 #include "quantize/quantize.hpp"
 #include "stand_in_grids.hpp"
 #include "test_support.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 using phi::Activations;
-using phi::CacheType;
 using phi::Coding;
-using phi::Half;
 using phi::Isa;
 using phi::Kernels;
 using phi::Type;
@@ -21,15 +21,17 @@ using Bytes = std::vector<uint8_t>;
 
 static std::string label(Isa isa, const std::string &what) { return std::string(name(isa)) + " " + what; }
 
-static std::vector<Half> halves(const Kernels &kernels, const Floats &x) {
-    std::vector<Half> out(x.size());
-    kernels.store(CacheType::F16, x.data(), static_cast<int>(x.size()), out.data(), 1);
-    return out;
+// A row of a type as the quantizers write it, and as floats again.
+static Bytes row_of(Type type, Floats x) {
+    Bytes row(phi::type_info(type).row_bytes(static_cast<int64_t>(x.size())));
+    phi::quantize(type, Type::F32, x.data(), 1, static_cast<int64_t>(x.size()), row.data(), 1);
+    return row;
 }
 
-static Floats to_floats(const std::vector<Half> &x) {
-    Floats out(x.size());
-    phi::dequantize(Type::F16, x.data(), 1, static_cast<int64_t>(x.size()), out.data(), 1);
+static Floats floats_of(Type type, const Bytes &row) {
+    const TypeInfo &info = phi::type_info(type);
+    Floats out(row.size() / info.bytes * info.block);
+    phi::dequantize(type, row.data(), 1, static_cast<int64_t>(out.size()), out.data(), 1);
     return out;
 }
 
@@ -84,19 +86,18 @@ static void test_rotate_and_add(Isa isa, const Kernels &kernels) {
     for (int i = 0; i < 5; ++i) check(total[i] == (i < 3 ? x[i] + before[i] : x[i]), label(isa, "add"));
 }
 
-// The same bits as the quantizer of F16 writes, subnormals, ties and overflow included.
-static void test_halves(Isa isa, const Kernels &kernels) {
-    Random random(9);
-    Floats x = {0.0f, -0.0f, 1.0f, 65504.0f, -65519.0f, 0x1p-24f, 0x1.8p-24f, 0x1p-25f, 0x1.002p0f, 0x1.006p0f};
-    for (int i = 0; i < 3000; ++i) x.push_back(std::ldexp(random.number(), int(random.bits() % 44) - 28));
-    std::vector<uint16_t> expected(x.size());
-    phi::quantize(Type::F16, Type::F32, x.data(), 1, static_cast<int64_t>(x.size()), expected.data(), 1, isa);
-    const std::vector<Half> got = halves(kernels, x);
-    check(std::memcmp(got.data(), expected.data(), 2 * x.size()) == 0, label(isa, "store as halves"));
-    Half apart[9] = {};
-    kernels.store(CacheType::F16, x.data() + 10, 3, apart, 4);
-    for (int i = 0; i < 3; ++i) check(apart[4 * i] == got[10 + i], label(isa, "store with a stride"));
-    check(halves(kernels, {65520.0f})[0] == Half{0x7c00}, label(isa, "overflow to infinity"));
+// A value is a row of its type, padded with zeros.
+static void test_values_in_the_cache(Isa isa, const Kernels &kernels) {
+    for (Type type : phi::cache_types)
+        for (int head_size : {10, 80, 96}) {
+            const phi::CacheFormat format = phi::cache_format(type, head_size);
+            Random random(head_size);
+            Floats x = random.numbers(head_size, 3);
+            Bytes row(format.row_bytes);
+            kernels.store_value(format, x.data(), row.data());
+            x.resize(format.padded);
+            check(row == row_of(type, x), label(isa, "a value as " + std::string(phi::type_info(type).name)));
+        }
 }
 
 // A vector and its coded form.
@@ -241,36 +242,31 @@ struct AttentionCase {
 
 class AttentionTest {
   public:
-    AttentionTest(const Kernels &kernels, const AttentionCase &c, CacheType type)
-        : kernels_(kernels), case_(c), type_(type), element_(type == CacheType::F16 ? 2 : 4),
-          value_stride_((c.head_size + 15) / 16 * 16), n_keys_((c.position + c.tokens + 31) / 32 * 32) {
+    AttentionTest(const Kernels &kernels, const AttentionCase &c, Type type)
+        : kernels_(kernels), case_(c), format_(phi::cache_format(type, c.head_size)),
+          n_keys_((c.position + c.tokens + 31) / 32 * 32) {
         Random random(c.head_size + c.position);
         queries_ = random.numbers(int64_t{c.tokens} * c.members * c.head_size, 0.8f);
         float_keys_ = random.numbers(n_keys_ * c.head_size, 2);
         float_values_ = random.numbers(n_keys_ * c.head_size, 2);
-        if (type == CacheType::F16) {
-            float_keys_ = to_floats(halves(kernels, float_keys_));
-            float_values_ = to_floats(halves(kernels, float_values_));
-        }
         fill_cache();
+        for (Floats *rows : {&float_keys_, &float_values_}) as_cached(*rows);
     }
 
     Floats attend(int first, int tokens) const {
         const int row = case_.members * case_.head_size;
-        Floats out(tokens * row), scratch(phi::attention_scratch(value_stride_));
+        Floats out(tokens * row), scratch(phi::attention_scratch(format_));
         kernels_.attend({.queries = &queries_[first * row],
                          .out = out.data(),
                          .query_stride = row,
                          .out_stride = row,
                          .tokens = tokens,
                          .members = case_.members,
-                         .head_size = case_.head_size,
                          .position = case_.position + first,
                          .window = case_.window,
-                         .cache_type = type_,
+                         .format = format_,
                          .keys = keys_.data(),
                          .values = values_.data(),
-                         .value_stride = value_stride_,
                          .scratch = scratch.data()});
         return out;
     }
@@ -297,23 +293,31 @@ class AttentionTest {
     // Positions after the last token hold what an earlier text left there, in the worst case NaN.
     void fill_cache() {
         const int size = case_.head_size;
-        keys_.resize(n_keys_ * size * element_);
-        values_.resize(n_keys_ * value_stride_ * element_);
+        keys_.resize(n_keys_ / 32 * format_.key_block_bytes);
+        values_.resize(n_keys_ * format_.row_bytes);
         const Floats unseen(size, std::numeric_limits<float>::quiet_NaN());
         for (int64_t key = 0; key < n_keys_; ++key) {
             const bool seen = key < case_.position + case_.tokens;
-            kernels_.store(type_, seen ? &float_keys_[key * size] : unseen.data(), size,
-                           &keys_[(key / 32 * 32 * size + key % 32) * element_], phi::key_block);
-            kernels_.store(type_, seen ? &float_values_[key * size] : unseen.data(), size,
-                           &values_[key * value_stride_ * element_], 1);
+            kernels_.store_key(format_, seen ? &float_keys_[key * size] : unseen.data(),
+                               &keys_[key / 32 * format_.key_block_bytes], static_cast<int>(key % 32));
+            kernels_.store_value(format_, seen ? &float_values_[key * size] : unseen.data(),
+                                 &values_[key * format_.row_bytes]);
+        }
+    }
+
+    // What is left of rows when they were stored.
+    void as_cached(Floats &rows) const {
+        for (auto row = rows.begin(); row != rows.end(); row += case_.head_size) {
+            Floats padded(row, row + case_.head_size);
+            padded.resize(format_.padded);
+            const Floats cached = floats_of(format_.type, row_of(format_.type, padded));
+            std::copy_n(cached.begin(), case_.head_size, row);
         }
     }
 
     const Kernels &kernels_;
     AttentionCase case_;
-    CacheType type_;
-    int element_; // bytes
-    int value_stride_;
+    phi::CacheFormat format_;
     int64_t n_keys_;
     Floats queries_, float_keys_, float_values_;
     Bytes keys_, values_;
@@ -324,11 +328,13 @@ static void test_attention(Isa isa, const Kernels &kernels) {
     const int64_t all = std::numeric_limits<int64_t>::max();
     const AttentionCase cases[] = {{16, 1, 1, 0, all}, {24, 2, 5, 3, all},   {96, 1, 32, 50, all}, {10, 3, 7, 91, all},
                                    {64, 4, 8, 60, 5},  {16, 1, 32, 100, 33}, {32, 32, 1, 77, 64},  {20, 1, 3, 200, 1}};
-    for (int i = 0; i < 16; ++i) {
-        const AttentionCase &c = cases[i / 2];
-        const AttentionTest test(kernels, c, i % 2 == 0 ? CacheType::F16 : CacheType::F32);
-        const std::string what =
-            label(isa, "attention, head size " + std::to_string(c.head_size) + " at " + std::to_string(c.position));
+    const int n_types = std::size(phi::cache_types);
+    for (int i = 0; i < n_types * static_cast<int>(std::size(cases)); ++i) {
+        const AttentionCase &c = cases[i / n_types];
+        const AttentionTest test(kernels, c, phi::cache_types[i % n_types]);
+        const std::string what = label(isa, "attention to " + std::string(phi::type_info(phi::cache_types[i % n_types]).name) +
+                                                ", head size " + std::to_string(c.head_size) + " at " +
+                                                std::to_string(c.position));
         const Floats got = test.attend(0, c.tokens);
         const int row = c.members * c.head_size;
         for (int token = 0; token < c.tokens; ++token) {
@@ -351,7 +357,7 @@ int main() {
         test_rms_norm(isa, kernels);
         test_swiglu(isa, kernels);
         test_rotate_and_add(isa, kernels);
-        test_halves(isa, kernels);
+        test_values_in_the_cache(isa, kernels);
         test_quantize(isa, kernels);
         for (const TypeInfo &info : phi::type_infos()) test_matmul(isa, kernels, info);
         test_attention(isa, kernels);

@@ -22,7 +22,8 @@ Test = Callable[[], None]
 class Measurement:
     """The speed of one test.
 
-    test               "pp512": 512 tokens of prompt, "tg128": 128 generated ones, each from an empty cache
+    test               "pp512": 512 tokens of prompt, "tg128": 128 generated ones, each from an empty cache;
+                       "tg128 @ d2048": behind a text of 2,048 tokens
     tokens_per_second  mean over the repetitions of tokens / seconds
     stddev             sample standard deviation of the same; 0 for one repetition
     """
@@ -45,32 +46,33 @@ def bench(
     n_prompt: int = 512,
     n_gen: int = 128,
     repetitions: int = 3,
+    depth: int = 0,
     bos: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Measurement]:
     """Measure prompt processing and generation; 0 tokens leave a test out.
 
-    backend  its context must hold the longer of the two tests
+    backend  its context must hold the longer of the two tests, and the depth
+    depth    tokens of text that are in the cache before each test, not timed
     bos      the first token, where the model wants one; else random as the others
     clock    seconds; for tests
     raises   GenerateError where there is nothing to measure or no room for it
     """
-    if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1:
+    if min(n_prompt, n_gen, depth) < 0 or n_prompt + n_gen == 0 or repetitions < 1:
         raise GenerateError("bench: needs tokens to process (-p, -n) and at least one repetition (-r)")
-    if max(n_prompt, n_gen) > backend.n_ctx:
-        raise GenerateError(
-            f"bench: {max(n_prompt, n_gen):,} tokens do not fit into a context of {backend.n_ctx:,}"
-        )
-    ids = random_ids(max(n_prompt, n_gen), backend.config.vocab_size, bos)
+    if (needed := depth + max(n_prompt, n_gen)) > backend.n_ctx:
+        raise GenerateError(f"bench: {needed:,} tokens do not fit into a context of {backend.n_ctx:,}")
+    ids = random_ids(needed, backend.config.vocab_size, bos)
+    before, ids = ids[:depth], ids[depth:]
+    behind = f" @ d{depth}" if depth else ""
     measured = []
     if n_prompt:
-        seconds = repeat(backend, lambda: read(backend, ids[:n_prompt]), None, repetitions, clock)
-        measured.append(measurement(f"pp{n_prompt}", n_prompt, seconds, backend))
+        seconds = repeat(backend, before, lambda: read(backend, ids[:n_prompt]), None, repetitions, clock)
+        measured.append(measurement(f"pp{n_prompt}{behind}", n_prompt, seconds, backend))
     if n_gen:
-        seconds = repeat(
-            backend, lambda: step(backend, ids[:n_gen]), lambda: step(backend, ids[:1]), repetitions, clock
-        )
-        measured.append(measurement(f"tg{n_gen}", n_gen, seconds, backend))
+        generate, warm_up = (lambda: step(backend, ids[:n_gen])), (lambda: step(backend, ids[:1]))
+        seconds = repeat(backend, before, generate, warm_up, repetitions, clock)
+        measured.append(measurement(f"tg{n_gen}{behind}", n_gen, seconds, backend))
     return measured
 
 
@@ -83,14 +85,21 @@ def random_ids(n: int, vocab_size: int, bos: int | None) -> np.ndarray[Any, np.d
 
 
 def repeat(
-    backend: Backend, test: Test, warm_up: Test | None, repetitions: int, clock: Callable[[], float]
+    backend: Backend,
+    before: np.ndarray[Any, np.dtype[np.int32]],
+    test: Test,
+    warm_up: Test | None,
+    repetitions: int,
+    clock: Callable[[], float],
 ) -> list[float]:
-    """Run a test once unmeasured (or what warms up for it), then measured; each from an empty cache."""
+    """Run a test once unmeasured (or what warms up for it), then measured; each behind the ids `before`."""
     backend.truncate(0)
+    if len(before):
+        read(backend, before)
     (warm_up or test)()
     seconds = []
     for _ in range(repetitions):
-        backend.truncate(0)
+        backend.truncate(len(before))
         start = clock()
         test()
         seconds.append(clock() - start)

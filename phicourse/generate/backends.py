@@ -17,6 +17,7 @@ from phicourse.checkpoint import Checkpoint, PhiConfig
 from phicourse.checkpoint.config import check_runs_here
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.errors import GenerateError, ModelError
+from phicourse.generate.cache_size import CACHE_TYPES, check_cache_fits
 from phicourse.gguf import GGUFFile
 from phicourse.quantize.grids import hand_over
 from phicourse.quantize.registry import QUANTIZERS
@@ -80,12 +81,20 @@ class Backend(Protocol):
 class NativeBackend:
     """The C++ engine on the tensors of a GGUF file, in the types that they are stored in."""
 
-    def __init__(self, file: GGUFFile, n_ctx: int | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        cache_type: str = "F16",
+    ) -> None:
         """Hand the file's tensors to the engine; they stay where they are, in the memory-mapped file.
 
-        n_ctx    None: the model's own, at most DEFAULT_CONTEXT
-        threads  None: as many as this process may use
-        raises   ModelError where the module is not built or the tensors do not make a Phi
+        n_ctx       None: the model's own, at most DEFAULT_CONTEXT
+        threads     None: as many as this process may use
+        cache_type  how keys and values are kept, one of CACHE_TYPES
+        raises      ModelError where the module is not built or the tensors do not make a Phi; GenerateError where
+                    there is no memory for the keys and values
         """
         native = native_module()
         if native is None:
@@ -94,10 +103,16 @@ class NativeBackend:
         check_runs_here(self.config, file.path)
         self.n_ctx = context_size(self.config, n_ctx)
         self.threads = thread_count(threads)
+        self.cache_type = known_cache_type(cache_type)
+        check_cache_fits(self.config, self.n_ctx, self.cache_type)
         try:
             self.isa: str = native.isa()
             self._engine = native.Engine(
-                engine_config(self.config), engine_tensors(native, file), self.n_ctx, self.threads
+                engine_config(self.config),
+                engine_tensors(native, file),
+                self.n_ctx,
+                self.threads,
+                self.cache_type,
             )
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file.path}: {error}") from error
@@ -247,6 +262,13 @@ def context_size(config: PhiConfig, n_ctx: int | None) -> int:
             f"a context of {n_ctx:,} is not possible: this model has 1 to {config.context_length:,}"
         )
     return n_ctx
+
+
+def known_cache_type(name: str) -> str:
+    """One of CACHE_TYPES, in any case; GenerateError for another."""
+    if name.upper() not in CACHE_TYPES:
+        raise GenerateError(f"unknown cache type {name!r:.40}; known are {', '.join(CACHE_TYPES)}")
+    return name.upper()
 
 
 def thread_count(threads: int | None) -> int:

@@ -21,7 +21,11 @@ BackendName = Literal["native", "torch"]
 
 
 def load(
-    path: Path | str, backend: BackendName = "native", n_ctx: int | None = None, threads: int | None = None
+    path: Path | str,
+    backend: BackendName = "native",
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    cache_type: str = "F16",
 ) -> "LLM":
     """Load a model to talk to.
 
@@ -30,6 +34,8 @@ def load(
              no kernels for a type, torch takes its place and a line on standard error says so
     n_ctx    positions of the context; None or 0: the model's own, at most 4,096
     threads  None: as many as this process may use
+    cache_type  how the engine keeps keys and values: F16, BF16, F32; Q8_0 takes half the memory, Q4_0 a quarter.
+             torch keeps them as float32
     raises   GGUFError, CheckpointError, ModelError, TokenizerError: the file cannot be used;
              GenerateError: the request makes no sense
     """
@@ -43,7 +49,11 @@ def load(
         print(f"phicourse: {reason}; using PyTorch, slowly", file=sys.stderr)
         backend = "torch"
     tokenizer = Tokenizer.from_gguf(file)
-    model = (NativeBackend if backend == "native" else TorchBackend)(file, n_ctx, threads)
+    model: Backend = (
+        NativeBackend(file, n_ctx, threads, cache_type)
+        if backend == "native"
+        else TorchBackend(file, n_ctx, threads)
+    )
     tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
     return LLM(model, tokenizer, name=printable(file.get("general.name", str, path.stem)), tensors=tensors)
 

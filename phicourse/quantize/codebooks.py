@@ -55,6 +55,10 @@ class Range:
         """See `Codebook`; what errors count makes no difference to the nearest number."""
         return _RoundToRange(self, x)
 
+    def lowest_two(self) -> tuple[np.float32, np.float32]:
+        """The lowest number, and how far the next one is from it."""
+        return np.float32(self.first), np.float32(1)
+
 
 @dataclass(frozen=True)
 class _RoundToRange:
@@ -67,7 +71,8 @@ class _RoundToRange:
     def values(self, scale: Float32, offset: Float32) -> Float32:
         levels = _levels(self.x, scale, offset)
         np.rint(levels, out=levels)
-        return np.clip(levels, np.float32(self.range.first), np.float32(self.range.last), out=levels)
+        np.fmax(levels, np.float32(self.range.first), out=levels)
+        return np.fmin(levels, np.float32(self.range.last), out=levels)
 
 
 @dataclass(frozen=True)
@@ -78,22 +83,20 @@ class Table:
     chunk: int = 1 << 17
 
     def of(self, x: Float32, weights: Float32) -> Rounding:
-        """See `Codebook`; what errors count makes no difference to the nearest level.
-
-        Halfway between two levels is a multiple of a half: a table for all halves answers at once.
-        """
+        """See `Codebook`; what errors count makes no difference to the nearest level."""
         levels, codes = np.unique(self.levels, return_index=True)
-        halves = np.arange(2 * levels[0], 2 * levels[-1])
-        middles = levels[1:] + levels[:-1]  # in halves
-        nearest = np.searchsorted(middles, halves, side="right")
-        return _RoundToTable(levels, codes.astype(np.uint8), nearest, x)
+        return _RoundToTable(levels, codes.astype(np.uint8), x)
+
+    def lowest_two(self) -> tuple[np.float32, np.float32]:
+        """The lowest level, and how far the next one is from it."""
+        first, second = np.unique(self.levels)[:2]
+        return first, second - first
 
 
 @dataclass(frozen=True)
 class _RoundToTable:
     levels: Float32  # from the lowest up
     of_levels: UInt8  # their codes
-    nearest: Indices  # for each half above the lowest level: index of the level
     x: Float32
 
     def codes(self, scale: Float32, offset: Float32) -> UInt8:
@@ -103,10 +106,9 @@ class _RoundToTable:
         return self.levels[self._nearest(scale, offset)]
 
     def _nearest(self, scale: Float32, offset: Float32) -> Indices:
-        halves = _levels(self.x, scale, offset)
-        halves -= self.levels[0]
-        halves *= np.float32(2)
-        return np.take(self.nearest, halves.astype(np.intp), mode="clip")
+        """Count the middles that a level reaches: halfway, the upper one is taken."""
+        middles = (self.levels[1:] + self.levels[:-1]) / np.float32(2)
+        return np.searchsorted(middles, _levels(self.x, scale, offset), side="right")
 
 
 def _levels(x: Float32, scale: Float32, offset: Float32) -> Float32:

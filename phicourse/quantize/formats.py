@@ -70,6 +70,11 @@ class Format(NamedTuple):
         """Whether a block has one d and nothing that could be chosen for a sub-block."""
         return len(self.scales) == 1
 
+    @property
+    def has_minima(self) -> bool:
+        """Whether anything is added to the weights."""
+        return bool(self.minima.any())
+
 
 # ---- how much errors count -------------------------------------------------------------------------------
 

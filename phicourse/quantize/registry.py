@@ -41,6 +41,7 @@ from phicourse.quantize.checks import (
     check_importance,
     check_rows,
 )
+from phicourse.quantize.formats import FORMATS
 
 # (rows, n) float32 -> blocks; takes the importance of the columns, too, if it has a parameter of that name
 Quantizer = Callable[..., Blocks]
@@ -163,8 +164,9 @@ def quantize_rows(
     importance  (n,) how much an error in each column counts; types that cannot weigh errors take no notice
     backend     "native" the compiled module, "numpy" the functions to read; "auto" takes what `use` put in place,
                 else native where it was built, else NumPy. The bytes are the same.
-    search      "reference" for llama.cpp's bytes, "best" for smaller errors in the same format, by NumPy; what `use`
-                put in place comes before either
+    search      "reference" for llama.cpp's bytes, "best" for smaller errors in the same format; the compiled
+                module has the types of `native.better_searches()`, of the others NumPy has some, far slower.
+                What `use` put in place comes before either
     threads     for native; None: one for each processor
     name        the tensor, for error messages
     returns     (rows, bytes of a row) uint8
@@ -211,9 +213,10 @@ def quantize_data(
         importance = check_importance(importance, rows.shape[1] * source.block, where)
     learners = _replaced.get({}).get(type.name) if backend == "auto" else None
     function = learners or _function_for(type.name, search)
-    native = None if learners or search == "best" else _native_for(type.name, backend)
+    native = None if learners else _native_for(type.name, backend, search)
     if native is not None:
-        packed = _quantize_native(native, rows, source, type, importance, _threads(threads), where)
+        quantize = _native_function(native, source, type, search)
+        packed = _quantize_native(quantize, rows, source, type, importance, _threads(threads), where)
     else:
         weighted = importance is not None and takes_importance(function)
         weigh = partial(function, importance=importance) if weighted else function
@@ -246,7 +249,7 @@ def dequantize_rows(
             f"{type.name} rows are (rows, k * {type.bytes}) uint8, got {data.shape} {data.dtype}"
         )
     data = np.ascontiguousarray(data)
-    native = _native_for(type.name, backend)
+    native = _native_for(type.name, backend, "reference")
     if native is None:
         return DEQUANTIZERS[type.name](data.view(type.dtype))
     out = np.empty((len(data), data.shape[1] // type.bytes * type.block), np.float32)
@@ -279,29 +282,34 @@ def _function_for(type_name: str, search: Search) -> Quantizer:
     return QUANTIZERS[type_name]
 
 
-def _native_for(type_name: str, backend: Backend) -> ModuleType | None:
+def _native_for(type_name: str, backend: Backend, search: Search) -> ModuleType | None:
     """The compiled module if it is to do the work, else None; QuantizeError where it is asked for and cannot."""
     if backend not in ("auto", "native", "numpy"):
         raise QuantizeError(f"unknown backend {backend!r}; known are auto, native, numpy")
     if backend == "numpy":
         return None
     native = _native()
-    if native is not None and type_name in _native_types(native):
+    if native is not None and type_name in _native_types(native, search):
         grids.hand_over(native, type_name)
         return native
     if backend == "native":
-        lacks = "was not built" if native is None else f"has no {type_name}"
+        of_type = f"better search for {type_name}" if search == "best" else type_name
+        lacks = "was not built" if native is None else f"has no {of_type}"
         raise QuantizeError(f"the compiled module {lacks}; use the backend 'numpy'")
     return None
 
 
-def _native_types(native: ModuleType) -> set[str]:
-    """The types that the compiled module has; QuantizeError where PHICOURSE_ISA asks for what cannot run here."""
+def _native_types(native: ModuleType, search: Search) -> set[str]:
+    """The types that the compiled module searches so; QuantizeError where PHICOURSE_ISA asks for what cannot run here.
+
+    Types for which nothing better is known, F16 for one, are the same with either search.
+    """
     try:
         native.isa()
     except RuntimeError as error:
         raise QuantizeError(str(error)) from None
-    return {"F32", "F16", "BF16", *native.block_layouts()}
+    types = {"F32", "F16", "BF16", *native.block_layouts()}
+    return types - (FORMATS.keys() - native.better_searches()) if search == "best" else types
 
 
 def _threads(threads: int | None) -> int:
@@ -315,8 +323,16 @@ def _threads(threads: int | None) -> int:
 # ---- the work --------------------------------------------------------------------------------------------
 
 
+def _native_function(
+    native: ModuleType, source: TensorType, type: TensorType, search: Search
+) -> Callable[..., None]:
+    """The compiled function that reads this source; other types than F16 and BF16 are widened before."""
+    function = {"F16": native.quantize_f16, "BF16": native.quantize_bf16}.get(source.name, native.quantize)
+    return partial(function, best=search == "best" and type.name in FORMATS)
+
+
 def _quantize_native(
-    native: ModuleType,
+    quantize: Callable[..., None],
     rows: NDArray[Any],
     source: TensorType,
     type: TensorType,
@@ -325,13 +341,12 @@ def _quantize_native(
     where: Where,
 ) -> UInt8:
     """Let the compiled module quantize; it widens F16 and BF16 on the way, other types are widened here."""
-    functions = {"F32": native.quantize, "F16": native.quantize_f16, "BF16": native.quantize_bf16}
-    if source.name not in functions:
+    if source.name not in ("F32", "F16", "BF16"):
         rows, source = _widen(rows, source), TENSOR_TYPES["F32"]
     bits = rows if source.name == "F32" else rows.view(np.uint16)
     out = np.empty((len(rows), type.row_bytes(rows.shape[1])), np.uint8)
     try:
-        functions[source.name](type.name, bits, out, threads, importance=importance)
+        quantize(type.name, bits, out, threads, importance=importance)
     except ValueError as error:
         check_finite(_widen(rows, source), where)
         raise QuantizeError(f"{where.name}: {error}") from error

@@ -9,78 +9,25 @@ reads a prompt and generates with both. Prints speeds and ratios; decides nothin
 import argparse
 import ctypes
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
+from side_by_side import FOLDER, HEADER, REPOSITORY, Row, in_turns, prepare, read_bandwidth, run, say
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from random_phi import write_random_phi  # noqa: E402
+from random_phi import write_random_phi
 
-import phicourse  # noqa: E402
-from phicourse.generate.backends import NativeBackend, thread_count  # noqa: E402
-from phicourse.gguf import GGUFFile  # noqa: E402
+import phicourse
+from phicourse.generate.backends import NativeBackend, thread_count
+from phicourse.gguf import GGUFFile
 
-FOLDER = REPOSITORY / ".bench"
 N_PROMPT, N_GEN = 512, 128
 Q4_K_M_FILE_TYPE = 15
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; times in seconds, one a repetition."""
-
-    what: str
-    unit: str
-    amount: float
-    ours: list[float]
-    theirs: list[float]
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster we are, by the medians."""
-        return statistics.median(self.theirs) / statistics.median(self.ours)
-
-    @property
-    def best_ratio(self) -> float:
-        """The same by the best times, which suffer least from other programs."""
-        return min(self.theirs) / min(self.ours)
-
-    def __str__(self) -> str:
-        ours, theirs = (self.amount / statistics.median(times) for times in (self.ours, self.theirs))
-        speeds = f"{ours:11.2f}{theirs:11.2f} {self.unit:12s}"
-        return f"{self.what:24s}{speeds}{self.ratio:7.2f}×{self.best_ratio:7.2f}×"
-
-
-def say(text: str) -> None:
-    """Progress goes to standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], n: int
-) -> tuple[list[float], list[float]]:
-    """Times of A B A B …, after one unmeasured A B."""
-    ours(), theirs()
-    times = [(seconds(ours), seconds(theirs)) for _ in range(n)]
-    return [a for a, _ in times], [b for _, b in times]
 
 
 def make_checkpoint(layers: int) -> Path:
@@ -91,20 +38,6 @@ def make_checkpoint(layers: int) -> Path:
         tokenizer = REPOSITORY / "data" / "phi-tiny"
         write_random_phi(folder, tokenizer, hidden=1024, layers=layers, ffn=3072, context=2048)
     return folder
-
-
-# A program that is started from here would inherit our own memory as its maximum: it is started from a small one.
-LAUNCHER = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
-"""
-
-
-def run(command: list[str]) -> int:
-    """Run a program to its end; the most memory that it had, in bytes."""
-    launcher = [sys.executable, "-c", LAUNCHER, *command]
-    return int(subprocess.run(launcher, check=True, capture_output=True, cwd=REPOSITORY).stdout)
 
 
 def bench_convert(checkpoint: Path, converter: Path, repetitions: int) -> tuple[list[Row], Path]:
@@ -236,15 +169,6 @@ def bench_forward(path: Path, threads: int, repetitions: int) -> list[Row]:
     return [prompt, generation]
 
 
-def read_bandwidth(threads: int, n_bytes: int = 1 << 29, repetitions: int = 5) -> float:
-    """Bytes a second that all threads together read from memory, at best."""
-    parts = np.array_split(np.ones(n_bytes // 8, np.int64), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return n_bytes / min(
-            seconds(lambda: list(pool.map(np.add.reduce, parts))) for _ in range(repetitions)
-        )
-
-
 def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -256,10 +180,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the measurements to this file as well")
     args = parser.parse_args()
-    FOLDER.mkdir(exist_ok=True)
+    prepare()
     llama_cpp.llama_log_set(be_quiet, None)
-    if (load := os.getloadavg()[0]) > 0.5:
-        say(f"other programs keep {load:.1f} cores busy: the ratios will be less reliable")
     converted, f16 = bench_convert(make_checkpoint(args.layers), args.converter, args.repetitions)
     quantized, q4 = bench_quantize(f16, args.threads, args.repetitions)
     rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions)]
@@ -269,9 +191,7 @@ def main() -> None:
     print(
         f"llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, {args.repetitions} repetitions, medians"
     )
-    print(f"{'':24s}{'ours':>11s}{'llama.cpp':>11s} {'':12s}{'ratio':>8s}{'best':>8s}")
-    for row in rows:
-        print(row)
+    print(HEADER, *rows, sep="\n")
     print(f"memory: {bandwidth / 1e9:.1f} GB/s read at best, generation reads weights at {read / 1e9:.1f} GB/s "
           f"({read / bandwidth:.0%})")  # fmt: skip
     if args.json:

@@ -187,7 +187,7 @@ def test_the_memory_that_the_model_will_need_is_told(
     phicourse: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("phicourse.doctor.available_memory", lambda: free)
+    monkeypatch.setattr("phicourse.memory.available_memory", lambda: free)
     hub = serve(n_weights=1_000_000_000)
     told = phicourse(hub.url, REPO).stderr.splitlines()[2]
     assert "about 2.00 GB as F16, 0.62 GB as Q4_K_M" in told

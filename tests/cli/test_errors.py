@@ -9,31 +9,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from command_line import Phicourse
+from command_line import Phicourse, fails, files, the_line
 from typer.testing import CliRunner
 
 from phicourse.cli import app, one_line
-
-
-def fails(*args: str | Path, **options: object) -> str:
-    """Run a verb that must fail in the promised way; its line."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args], **options)  # type: ignore[arg-type]
-    assert result.exit_code == 1, result.output
-    return the_line(result.stderr)
-
-
-def the_line(stderr: str) -> str:
-    """The only line but the note that there is no compiled module."""
-    lines = [line for line in stderr.splitlines() if line.strip() and "slowly" not in line]
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("phicourse: ")
-    assert "Traceback" not in stderr
-    assert "a mistake in phicourse" not in stderr
-    return lines[0]
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("verb", ["info", "run", "chat", "tokenize", "bench", "perplexity", "quantize"])

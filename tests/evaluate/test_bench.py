@@ -42,6 +42,14 @@ def test_what_is_run_is_what_llama_bench_runs() -> None:
     assert backend.position == 0
 
 
+def test_a_depth_is_read_once_and_not_timed() -> None:
+    backend = FakeBackend(n_ctx=2000)
+    pp, tg = bench(backend, n_prompt=60, n_gen=2, repetitions=2, depth=500, clock=ticking(6, 6, 1, 1))
+    assert (pp.test, tg.test) == ("pp60 @ d500", "tg2 @ d500")
+    assert (pp.tokens_per_second, tg.tokens_per_second) == (10, 2)
+    assert backend.calls == [500] + [60] * 3 + [500] + [1] + [1, 1] * 2
+
+
 def test_one_repetition_has_no_deviation_and_zero_leaves_a_test_out() -> None:
     (only,) = bench(FakeBackend(), n_prompt=0, n_gen=4, repetitions=1, clock=ticking(2))
     assert (only.test, only.tokens_per_second, only.stddev) == ("tg4", 2, 0)
@@ -57,7 +65,15 @@ def test_ids_are_the_same_every_time_and_begin_with_bos() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_prompt": 0, "n_gen": 0}, {"n_prompt": -1}, {"repetitions": 0}, {"n_prompt": 65}]
+    "options",
+    [
+        {"n_prompt": 0, "n_gen": 0},
+        {"n_prompt": -1},
+        {"repetitions": 0},
+        {"n_prompt": 65},
+        {"depth": 57},
+        {"depth": -1},
+    ],
 )
 def test_impossible_requests_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(GenerateError, match="bench"):

@@ -1,5 +1,6 @@
 """The house itself: one lock, one environment file, one list of packages, and nothing outside the folder."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -88,9 +89,24 @@ def test_no_path_of_a_machine_and_no_widget_state(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["run", "lab", "test", "student", "solved", "bench", "bench-convert", "train", "clean"]
+    "target",
+    ["run", "lab", "test", "student", "solved", "bench", "bench-convert", "bench-quantize", "train", "clean"],
 )
 def test_make_knows_the_target(repository: Path, target: str) -> None:
     planned = subprocess.run(["make", "--dry-run", target], cwd=repository, capture_output=True, text=True)
     assert planned.returncode == 0, planned.stderr
     assert "phicourse:" in planned.stdout
+
+
+def test_the_readme_of_phi_tiny_has_the_numbers_of_its_training(repository: Path) -> None:
+    training = json.loads((repository / "data" / "phi-tiny-training.json").read_text(encoding="utf-8"))
+    text = " ".join((repository / "data" / "README.md").read_text(encoding="utf-8").split())
+    for said in (
+        f"**{training['heldout_bits_per_byte']:.3f} bits per byte** "
+        f"({training['heldout_bits_per_byte_long_factors']:.3f} with the long factors throughout)",
+        f"the {training['heldout_stories']:,} TinyStories",
+        f"{training['parameters']:,} weights in BF16",
+        f"{training['minutes']:.0f} minutes",
+        f"{training['steps']:,} steps, {training['tokens'] / 1e6:.1f} million tokens",
+    ):
+        assert said in text

@@ -20,11 +20,13 @@ from random_phi import write_random_phi
 
 import phicourse
 from phicourse.evaluate import perplexity
+from phicourse.evaluate.imatrix import gather_importance
 from phicourse.evaluate.kl_divergence import log_probabilities
 from phicourse.evaluate.perplexity import Perplexity, negative_log_likelihoods
 from phicourse.generate import LLM, Sampler
 from phicourse.generate.backends import native_module
 from phicourse.quantize import MIXES
+from phicourse.quantize.importance import ImportanceMatrix
 
 llama_cpp = pytest.importorskip("llama_cpp")
 transformers = pytest.importorskip("transformers")
@@ -201,14 +203,18 @@ def random_f16(tmp_path_factory: pytest.TempPathFactory, phi_tiny: Path) -> Path
     return phicourse.convert(checkpoint, folder / "random-tiny-F16.gguf", "f16", progress=False)
 
 
-# the lattices of the other types take NumPy minutes
-@pytest.mark.parametrize(
-    "mix", [name for name, mix in MIXES.items() if not mix.needs_importance and name[:3] != "IQ3"]
-)
+@pytest.fixture(scope="module")
+def random_importance(random_f16: Path) -> ImportanceMatrix:
+    text = "Once upon a time there was a little dog. The dog ran to the park. " * 20
+    return gather_importance(phicourse.load(random_f16), text, n_ctx=64)
+
+
+@pytest.mark.parametrize("mix", MIXES)
 def test_llama_cpp_loads_every_mix_and_expects_what_we_expect(
-    mix: str, random_f16: Path, tmp_path: Path
+    mix: str, random_f16: Path, random_importance: ImportanceMatrix, tmp_path: Path
 ) -> None:
-    path = phicourse.quantize(random_f16, tmp_path / f"{mix}.gguf", mix, progress=False)
+    imatrix = random_importance if MIXES[mix].needs_importance else None
+    path = phicourse.quantize(random_f16, tmp_path / f"{mix}.gguf", mix, imatrix=imatrix, progress=False)
     ids = list(range(300, 360))
     # at 256 the context ends where LongRoPE switches: llama.cpp goes by the context, we by the text
     theirs, ours = Llama(path, n_ctx=256).logits(ids), phicourse.load(path, n_ctx=256, threads=1).logits(ids)

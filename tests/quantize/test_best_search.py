@@ -19,13 +19,21 @@ from random_phi import write_random_phi
 import phicourse
 from phicourse.errors import QuantizeError
 from phicourse.gguf import TENSOR_TYPES, GGUFFile
-from phicourse.quantize import QUANTIZERS, dequantize_rows, quantize_rows
+from phicourse.quantize import QUANTIZERS, best_search, dequantize_rows, quantize_rows
 from phicourse.quantize.best_search import best_blocks
 from phicourse.quantize.blocks import split_rows
 from phicourse.quantize.codebooks import Codebook, Range, ShiftedGrid, SignedGrid, Table
 from phicourse.quantize.formats import FORMATS
 from phicourse.quantize.grids import load_grid
+from phicourse.quantize.registry import quantize_data
 from phicourse.quantize.small_floats import LEVELS
+
+try:
+    from phicourse import native
+
+    NATIVE, ISAS = native.better_searches(), native.isas()
+except ImportError:
+    NATIVE, ISAS = [], []
 
 SLOW = {name for name in FORMATS if isinstance(FORMATS[name].codebook, SignedGrid | ShiftedGrid)}
 
@@ -103,6 +111,73 @@ def test_error_falls_with_importance(type_name: str) -> None:
         errors(x, best, type_name, importance), errors(x, reference, type_name, importance), strict=True
     ):
         assert ours.sum() < theirs.sum()
+
+
+@pytest.mark.parametrize("type_name", NATIVE)
+def test_compiled_search_finds_the_same_bytes(type_name: str) -> None:
+    """On all instruction sets, whatever the rows and the importance of their columns."""
+    x = np.stack([rows[5] for rows in KINDS.values()])
+    for name in (None, "some zero", "far apart", "zero") if type_name in TAKE_IMPORTANCE else (None,):
+        importance = None if name is None else IMPORTANCES[name]
+        expected, _ = both(x, type_name, importance)
+        for isa in ISAS:
+            packed = np.empty_like(expected)
+            native.quantize(type_name, x, packed, 2, isa=isa, importance=importance, best=True)
+            np.testing.assert_array_equal(packed, expected, err_msg=f"{isa}, importance {name}")
+
+
+@pytest.mark.parametrize("type_name", NATIVE)
+def test_no_block_is_worse_of_many(type_name: str) -> None:
+    """Of all rows there are, with the importance of the columns as uneven as it gets."""
+    for rows in KINDS.values():
+        for name in (None, "uneven", "far apart") if type_name in TAKE_IMPORTANCE else (None,):
+            importance = None if name is None else IMPORTANCES[name]
+            best, reference = (
+                quantize_raw(rows, type_name, importance, search == "best")
+                for search in ("best", "reference")
+            )
+            with np.errstate(all="ignore"):
+                ours = np.stack(errors(rows, best, type_name, importance))
+                theirs = np.stack(errors(rows, reference, type_name, importance))
+            assert not np.any(ours > theirs * (1 + 1e-12))
+
+
+def quantize_raw(x: np.ndarray, type_name: str, importance: np.ndarray | None, best: bool) -> np.ndarray:
+    """By the compiled module, without the checks around it: some rows are beyond what a type can store."""
+    packed = np.empty((len(x), TENSOR_TYPES[type_name].row_bytes(x.shape[1])), np.uint8)
+    native.quantize(type_name, x, packed, 1, importance=importance, best=best)
+    return packed
+
+
+@pytest.mark.skipif(not NATIVE, reason="the compiled module is not built")
+@pytest.mark.parametrize("source", ["F16", "BF16"])
+def test_compiled_search_reads_every_source(source: str) -> None:
+    rows = quantize_rows(phi_like_rows(40, 768), source)
+    data = rows.view(TENSOR_TYPES[source].dtype).reshape(40, 768)
+    wide = dequantize_rows(rows, source)
+    importance = np.random.default_rng(6).gamma(2, size=768).astype(np.float32)
+    for used in (None, importance):
+        for threads in (1, 3):
+            packed = quantize_data(
+                data, TENSOR_TYPES[source], "Q4_K", importance=used, search="best", threads=threads
+            )
+            expected = quantize_rows(wide, "Q4_K", importance=used, search="best", backend="numpy")
+            np.testing.assert_array_equal(packed, expected)
+
+
+def phi_like_rows(n_rows: int, n: int) -> np.ndarray:
+    return (np.random.default_rng(5).standard_t(4, (n_rows, n)) * 0.02).astype(np.float32)
+
+
+def test_compiled_search_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not NATIVE:
+        pytest.skip("the compiled module is not built")
+    x = KINDS["gaussian"][:1]
+    expected = quantize_rows(x, "Q4_K", search="best", backend="native")
+    monkeypatch.setattr(best_search, "best_blocks", lambda rows, **_: pytest.fail("NumPy did the work"))
+    np.testing.assert_array_equal(quantize_rows(x, "Q4_K", search="best"), expected)
+    with pytest.raises(QuantizeError, match="has no better search for IQ3_S"):
+        quantize_rows(x, "IQ3_S", search="best", backend="native")
 
 
 def test_zero_groups_of_iq3_s_stay_in_their_place() -> None:

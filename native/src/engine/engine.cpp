@@ -25,7 +25,7 @@ int checked_threads(int threads) {
 
 size_t scratch_bytes(const Config &config, const KVCache &cache) {
     const int64_t widest = std::max({config.hidden_size, config.query_size(), config.ffn_size});
-    return std::max(matmul_scratch(widest), attention_scratch(cache.value_stride()) * sizeof(float));
+    return std::max(matmul_scratch(widest), attention_scratch(cache.format()) * sizeof(float));
 }
 
 // An output that shares its numbers with the embedding has no name of its own.
@@ -45,7 +45,7 @@ std::map<std::string, const Matrix *> named_matrices(const Weights &weights) {
 
 } // namespace
 
-Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads, CacheType cache_type, Isa isa)
+Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads, Type cache_type, Isa isa)
     : config_(config), n_ctx_(checked_n_ctx(config, n_ctx)), max_batch_(std::min(n_ctx, batch_tokens)),
       weights_(find_weights(config, tensors)), kernels_(kernels(isa)), pool_(checked_threads(threads)),
       cache_(config, n_ctx, cache_type), rope_(config), residual_(max_batch_, config.hidden_size),
@@ -209,8 +209,10 @@ void Engine::rotate_and_store(int64_t layer, int64_t position, int token, int64_
     float *key = &qkv_[token * config_.qkv_size()] + config_.query_size() + kv_head * head_size;
     const float *value = key + config_.kv_size();
     kernels_.rotate(key, cosine, sine, half);
-    kernels_.store(cache_.type(), key, head_size, cache_.key(layer, kv_head, position), key_block);
-    kernels_.store(cache_.type(), value, head_size, cache_.value(layer, kv_head, position), 1);
+    const CacheFormat &format = cache_.format();
+    kernels_.store_key(format, key, cache_.keys(layer, kv_head) + position / key_block * format.key_block_bytes,
+                       static_cast<int>(position % key_block));
+    kernels_.store_value(format, value, cache_.values(layer, kv_head) + position * format.row_bytes);
 }
 
 void Engine::rotate_and_store(int64_t layer, const Batch &batch) {
@@ -233,20 +235,18 @@ void Engine::attend(int64_t layer, const Batch &batch, void *scratch) {
     pool_.for_each(items, 1, [&](size_t item, size_t) {
         const int64_t row = item % rows, part = item / rows % parts, kv_head = item / rows / parts;
         const int64_t token = row * tokens, head = kv_head * group + part * members;
-        AttentionTile tile;
+        AttentionTile tile{};
         tile.queries = &qkv_[token * config_.qkv_size() + head * head_size];
         tile.out = attended_.row(token) + head * head_size;
         tile.query_stride = config_.qkv_size();
         tile.out_stride = config_.query_size();
         tile.tokens = static_cast<int>(std::min(tokens, batch.size - token));
         tile.members = static_cast<int>(std::min(members, group - part * members));
-        tile.head_size = static_cast<int>(head_size);
         tile.position = batch.position + token;
         tile.window = config_.sliding_window > 0 ? config_.sliding_window : n_ctx_;
-        tile.cache_type = cache_.type();
+        tile.format = cache_.format();
         tile.keys = cache_.keys(layer, kv_head);
         tile.values = cache_.values(layer, kv_head);
-        tile.value_stride = cache_.value_stride();
         tile.scratch = static_cast<float *>(scratch);
         kernels_.attend(tile);
     });

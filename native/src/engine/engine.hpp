@@ -25,7 +25,7 @@ class Engine {
     // The tensors' bytes must outlive the engine. Throws std::invalid_argument where config, tensors, n_ctx
     // or threads do not fit together.
     Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int threads,
-           CacheType cache_type = CacheType::F16, Isa isa = active_isa());
+           Type cache_type = Type::F16, Isa isa = active_isa());
 
     // Appends tokens to the text and writes the logits after each of them (n, vocabulary), or after the last.
     // When the text gets longer or shorter than LongRoPE's switch, everything is computed anew, because keys
@@ -45,6 +45,7 @@ class Engine {
 
     int64_t position() const { return static_cast<int64_t>(text_.size()); }
     int64_t n_ctx() const { return n_ctx_; }
+    size_t cache_bytes() const { return cache_.bytes(); } // of the keys and values of a full context
     const Config &config() const { return config_; }
 
   private:

@@ -5,57 +5,69 @@
 #include "config.hpp"
 #include "memory.hpp"
 
+#include <algorithm>
+#include <string>
+
 namespace phi {
+
+inline constexpr Type cache_types[] = {Type::F32, Type::F16, Type::BF16, Type::Q8_0, Type::Q4_0};
+
+// Throws std::invalid_argument for a type that a cache cannot have.
+inline CacheFormat cache_format(Type type, int64_t head_size) {
+    std::string known;
+    for (Type each : cache_types) known += (known.empty() ? "" : ", ") + std::string(type_info(each).name);
+    detail::require(std::ranges::find(cache_types, type) != std::end(cache_types),
+                    "cache_type must be one of " + known + ", not " + std::string(type_info(type).name));
+    const TypeInfo &info = type_info(type);
+    const int64_t step = std::max<int64_t>(info.block, 16); // a vector has 16 floats at most
+    const int64_t padded = (head_size + step - 1) / step * step;
+    const int64_t key_size = info.block > 1 ? padded : head_size;
+    return {type, static_cast<int>(head_size), static_cast<int>(padded), info.row_bytes(padded),
+            key_block * info.row_bytes(key_size)};
+}
 
 class KVCache {
   public:
     // Throws std::invalid_argument where the memory cannot be had.
-    KVCache(const Config &config, int64_t n_ctx, CacheType type)
-        : type_(type), element_size_(type == CacheType::F16 ? sizeof(Half) : sizeof(float)),
-          head_size_(config.head_size), value_stride_((config.head_size + 15) / 16 * 16),
-          n_kv_heads_(config.n_kv_heads), positions_((n_ctx + key_block - 1) / key_block * key_block),
-          keys_(checked_size(config.n_layers, head_size_)), values_(checked_size(config.n_layers, value_stride_)) {
+    KVCache(const Config &config, int64_t n_ctx, Type type)
+        : format_(cache_format(type, config.head_size)), n_kv_heads_(config.n_kv_heads),
+          blocks_((n_ctx + key_block - 1) / key_block), keys_(checked_size(config.n_layers, format_.key_block_bytes)),
+          values_(checked_size(config.n_layers, format_.row_bytes * key_block)),
+          bytes_(config.n_layers * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
         if (!keys_.allocated() || !values_.allocated()) refuse();
     }
 
-    CacheType type() const { return type_; }
-    int value_stride() const { return static_cast<int>(value_stride_); }
+    const CacheFormat &format() const { return format_; }
+    size_t bytes() const { return bytes_; }
 
-    // Of one head: (positions / 32, head_size, 32) and (positions, value_stride).
-    void *keys(int64_t layer, int64_t head) const {
-        return keys_.data() + index(layer, head) * head_size_ * element_size_;
+    // Of one head: (blocks of 32 positions, key_block_bytes) and (positions, row_bytes).
+    uint8_t *keys(int64_t layer, int64_t head) const {
+        return keys_.data() + first_block(layer, head) * format_.key_block_bytes;
     }
-    void *values(int64_t layer, int64_t head) const { return value(layer, head, 0); }
-
-    // Where the dimensions of one key begin; they are key_block apart.
-    void *key(int64_t layer, int64_t head, int64_t position) const {
-        const int64_t block = position / key_block * key_block;
-        return static_cast<std::byte *>(keys(layer, head)) + (block * head_size_ + position - block) * element_size_;
-    }
-    void *value(int64_t layer, int64_t head, int64_t position) const {
-        return values_.data() + (index(layer, head) + position) * value_stride_ * element_size_;
+    uint8_t *values(int64_t layer, int64_t head) const {
+        return values_.data() + first_block(layer, head) * key_block * format_.row_bytes;
     }
 
   private:
-    int64_t index(int64_t layer, int64_t head) const { return (layer * n_kv_heads_ + head) * positions_; }
+    int64_t first_block(int64_t layer, int64_t head) const { return (layer * n_kv_heads_ + head) * blocks_; }
 
-    // In bytes.
-    size_t checked_size(int64_t n_layers, int64_t head_size) const {
+    size_t checked_size(int64_t n_layers, int64_t block_bytes) const {
         int64_t size = n_layers * n_kv_heads_; // at most 2^28, see check(Config)
-        if (__builtin_mul_overflow(size, positions_, &size) || __builtin_mul_overflow(size, head_size, &size) ||
-            size > PTRDIFF_MAX / 8)
+        if (__builtin_mul_overflow(size, blocks_, &size) || __builtin_mul_overflow(size, block_bytes, &size) ||
+            size > PTRDIFF_MAX / 2)
             refuse();
-        return static_cast<size_t>(size * element_size_);
+        return static_cast<size_t>(size);
     }
 
     [[noreturn]] void refuse() const {
-        throw std::invalid_argument("there is no memory for the keys and values of " + std::to_string(positions_) +
-                                    " positions: choose a smaller n_ctx");
+        throw std::invalid_argument("there is no memory for the keys and values of " +
+                                    std::to_string(blocks_ * key_block) + " positions: choose a smaller n_ctx");
     }
 
-    CacheType type_;
-    int64_t element_size_, head_size_, value_stride_, n_kv_heads_, positions_;
-    ZeroedArray<std::byte> keys_, values_;
+    CacheFormat format_;
+    int64_t n_kv_heads_, blocks_;
+    ZeroedArray<uint8_t> keys_, values_;
+    size_t bytes_;
 };
 
 } // namespace phi

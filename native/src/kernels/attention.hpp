@@ -5,6 +5,7 @@
 // query does not depend on the tile it is in.
 #pragma once
 
+#include "cache_rows.hpp"
 #include "kernels.hpp"
 #include "lanes.hpp"
 
@@ -107,16 +108,16 @@ void queries_block(const AttentionTile &tile, int first_query, const Element *ke
     const float *query[queries];
     for (int i = 0; i < queries; ++i) {
         const int token = (first_query + i) / tile.members, member = (first_query + i) % tile.members;
-        query[i] = tile.queries + token * tile.query_stride + member * tile.head_size;
+        query[i] = tile.queries + token * tile.query_stride + member * tile.format.head_size;
     }
     float scores[queries][key_block], shrink[queries];
-    block_scores<queries>(query, keys, tile.head_size, scores);
+    block_scores<queries>(query, keys, tile.format.head_size, scores);
     for (int i = 0; i < queries; ++i) {
         for (int key = 0; key < range.first; ++key) scores[i][key] = minus_infinity;
         for (int key = range.last; key < key_block; ++key) scores[i][key] = minus_infinity;
         shrink[i] = block_weights(scores[i], states[first_query + i]);
     }
-    add_values<queries>(states + first_query, shrink, scores, values, range, tile.value_stride);
+    add_values<queries>(states + first_query, shrink, scores, values, range, tile.format.padded);
 }
 
 inline int64_t first_key_seen(const AttentionTile &tile, int64_t position) {
@@ -148,48 +149,60 @@ void tile_block(const AttentionTile &tile, int64_t start, const Element *keys, c
     }
 }
 
-inline void to_floats(const Half *halves, int64_t n, float *out) {
-    for (int64_t i = 0; i < n; i += Lanes::count) store(out + i, load(halves + i));
+template <class Element> void to_floats(const Element *elements, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i += Lanes::count) store(out + i, load(elements + i));
 }
 
-// Halves become floats first where there are enough queries to make that worth while.
-inline void cached_block(const AttentionTile &tile, int64_t start, int64_t filled, const Half *keys, const Half *values,
-                         float *scratch, QueryState *states) {
-    float *float_keys = scratch, *float_values = float_keys + key_block * tile.head_size;
-    if (tile.tokens * tile.members <= 2 * queries_together) return tile_block(tile, start, keys, values, states);
-    to_floats(keys, key_block * tile.head_size, float_keys);
-    to_floats(values, filled * tile.value_stride, float_values);
-    tile_block(tile, start, float_keys, float_values, states);
-}
+struct Codes {}; // in place of an element: the cache is coded
 
-inline void cached_block(const AttentionTile &tile, int64_t start, int64_t, const float *keys, const float *values,
-                         float *, QueryState *states) {
-    tile_block(tile, start, keys, values, states);
+// Elements meet the queries as they lie there; they become floats first where there are enough queries to make
+// that worth while. Codes always become floats.
+template <class Element>
+void cached_block(const AttentionTile &tile, int64_t start, int64_t filled, float *scratch, QueryState *states) {
+    const CacheFormat &format = tile.format;
+    const uint8_t *keys = tile.keys + start / key_block * format.key_block_bytes;
+    const uint8_t *values = tile.values + start * format.row_bytes;
+    float *float_keys = scratch, *float_values = float_keys + key_block * format.padded;
+    if constexpr (std::is_same_v<Element, Codes>) {
+        coded_keys_to_floats(format, keys, float_keys);
+        cache_quantizer(format.type).dequantize(values, filled * format.padded / BLOCK, float_values);
+    } else {
+        const auto *key_elements = reinterpret_cast<const Element *>(keys);
+        const auto *value_elements = reinterpret_cast<const Element *>(values);
+        if (std::is_same_v<Element, float> || tile.tokens * tile.members <= 2 * queries_together)
+            return tile_block(tile, start, key_elements, value_elements, states);
+        to_floats(key_elements, key_block * format.head_size, float_keys);
+        to_floats(value_elements, filled * format.padded, float_values);
+    }
+    tile_block<float>(tile, start, float_keys, float_values, states);
 }
 
 template <class Element> void attend_to(const AttentionTile &tile) {
-    const Element *keys = static_cast<const Element *>(tile.keys), *values = static_cast<const Element *>(tile.values);
     const int queries = tile.tokens * tile.members;
     QueryState states[tile_queries];
     float *scratch = tile.scratch;
-    for (int i = 0; i < queries; ++i, scratch += tile.value_stride) {
+    for (int i = 0; i < queries; ++i, scratch += tile.format.padded) {
         states[i] = {scratch, minus_infinity, 0.0f};
-        for (int j = 0; j < tile.value_stride; ++j) scratch[j] = 0.0f;
+        for (int j = 0; j < tile.format.padded; ++j) scratch[j] = 0.0f;
     }
     const int64_t end = tile.position + tile.tokens, first = first_key_seen(tile, tile.position);
     for (int64_t start = first / key_block * key_block; start < end; start += key_block) {
         const int64_t filled = end - start < key_block ? end - start : key_block;
-        cached_block(tile, start, filled, keys + start * tile.head_size, values + start * tile.value_stride, scratch,
-                     states);
+        cached_block<Element>(tile, start, filled, scratch, states);
     }
     for (int i = 0; i < queries; ++i) {
-        float *out = tile.out + i / tile.members * tile.out_stride + i % tile.members * tile.head_size;
-        for (int j = 0; j < tile.head_size; ++j) out[j] = states[i].sum[j] / states[i].total;
+        float *out = tile.out + i / tile.members * tile.out_stride + i % tile.members * tile.format.head_size;
+        for (int j = 0; j < tile.format.head_size; ++j) out[j] = states[i].sum[j] / states[i].total;
     }
 }
 
 inline void attend(const AttentionTile &tile) {
-    tile.cache_type == CacheType::F16 ? attend_to<Half>(tile) : attend_to<float>(tile);
+    switch (tile.format.type) {
+    case Type::F32: return attend_to<float>(tile);
+    case Type::F16: return attend_to<Half>(tile);
+    case Type::BF16: return attend_to<Bfloat16>(tile);
+    default: return attend_to<Codes>(tile);
+    }
 }
 
 } // namespace phi::PHI_ISA

@@ -55,12 +55,21 @@ struct Activations {
     const float *scales; // (tokens, cols / 256 or cols / 32)
 };
 
-// Keys and values are kept in halves; in floats where results are compared to the last digit.
-enum class CacheType { F16, F32 };
-
 // Keys of one head lie in blocks of 32 positions, and inside a block by dimension: (head_size, 32). So one
 // vector load takes one dimension of many keys, and no kernel sums over the lanes of a vector.
 inline constexpr int key_block = 32;
+
+// How keys and values of one head are kept: as F32, F16 or BF16, or coded as weights are, in Q8_0 or Q4_0.
+//
+// A value is a row of its type. A block of keys has 32 such rows, each byte (coded) or element (else) beside that
+// of the next position: coded first all codes, (bytes of codes in a row, 32), then the scales, (blocks in a row, 32).
+// Numbers only, because kernels may call no inline function from outside their namespace.
+struct CacheFormat {
+    Type type;
+    int head_size;
+    int padded;                         // head_size rounded up to whole blocks or vectors; the padding is 0
+    int64_t row_bytes, key_block_bytes; // of a value, and of 32 keys
+};
 
 // Queries of neighbouring tokens that share one key and value head, and where their attention goes.
 struct AttentionTile {
@@ -69,22 +78,20 @@ struct AttentionTile {
     ptrdiff_t query_stride, out_stride;
     int tokens;
     int members; // query heads that share the keys
-    int head_size;
     int64_t position; // of the first token
     int64_t window;   // a query sees the keys with query - key < window
-    CacheType cache_type;
-    const void *keys;   // (blocks, head_size, key_block)
-    const void *values; // (positions, value_stride)
-    int value_stride;   // head_size rounded up to a multiple of 16; the padding is 0
-    float *scratch;     // attention_scratch(...) floats
+    CacheFormat format;
+    const uint8_t *keys;   // (blocks, format.key_block_bytes())
+    const uint8_t *values; // (positions, format.row_bytes())
+    float *scratch;        // attention_scratch(...) floats
 };
 
 // The most queries, tokens times members, that a tile may have.
 inline constexpr int tile_queries = 32;
 
 // Floats of scratch: the weighted sums of all queries, and a block of keys and values.
-inline constexpr size_t attention_scratch(int value_stride) {
-    return static_cast<size_t>(tile_queries + 2 * key_block) * value_stride;
+inline constexpr size_t attention_scratch(const CacheFormat &format) {
+    return static_cast<size_t>(tile_queries + 2 * key_block) * format.padded;
 }
 
 // out[token * stride + row] = weight row · activations, for rows first … last - 1 and all tokens.
@@ -101,8 +108,9 @@ struct Kernels {
     void (*swiglu)(const float *gate, const float *up, int n, float *out);
     // Turns pairs (x[i], x[i + half]) by the angles whose cosine and sine are given.
     void (*rotate)(float *x, const float *cosine, const float *sine, int half);
-    // Puts x into a cache; `stride` is the step between its elements there.
-    void (*store)(CacheType type, const float *x, int n, void *out, int stride);
+    // Put the key of one position, number `slot` of its block, or its value into the cache: (head_size) floats.
+    void (*store_key)(const CacheFormat &format, const float *key, uint8_t *block, int slot);
+    void (*store_value)(const CacheFormat &format, const float *value, uint8_t *row);
     // Codes, sums and scales of one vector. n is a multiple of the block size.
     void (*quantize)(Coding coding, const float *x, int n, int8_t *codes, int16_t *sums, float *scales);
     // Causal attention in one pass over the keys; scores are never stored beyond a block.

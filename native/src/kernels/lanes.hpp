@@ -42,10 +42,11 @@ inline Lanes load(const Bfloat16 *p) {
     const __m256i upper = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16))};
 }
-inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
-inline void store(Half *p, Lanes a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+inline Lanes load(const int8_t *p) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))};
 }
+inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -85,10 +86,11 @@ inline Lanes load(const Bfloat16 *p) {
     const __m128i upper = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16))};
 }
-inline void store(float *p, Lanes a) { _mm256_storeu_ps(p, a.v); }
-inline void store(Half *p, Lanes a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+inline Lanes load(const int8_t *p) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes))};
 }
+inline void store(float *p, Lanes a) { _mm256_storeu_ps(p, a.v); }
 inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -128,27 +130,13 @@ inline float half_to_float(uint16_t half) {
     return bits_to_float(sign | biased << 23 | mantissa << 13);
 }
 
-// Float to half, to the nearest, ties to even: adding a number whose last bit is the half's last bit lets
-// the float unit round.
-inline uint16_t float_to_half(float value) {
-    const uint32_t sign = float_to_bits(value) >> 16 & 0x8000u, magnitude = float_to_bits(value) & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);  // NaN
-    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u); // rounds to 65536 or more
-    if (magnitude < 0x38800000u) { // subnormal: its last bit is worth 2^-24, as a float's from 0.5 up is
-        const float rounded = bits_to_float(magnitude) + 0.5f;
-        return static_cast<uint16_t>(sign | (float_to_bits(rounded) - float_to_bits(0.5f)));
-    }
-    const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
-    return static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
-}
-
 inline Lanes zero() { return {0.0f}; }
 inline Lanes broadcast(float x) { return {x}; }
 inline Lanes load(const float *p) { return {*p}; }
 inline Lanes load(const Half *p) { return {half_to_float(static_cast<uint16_t>(*p))}; }
 inline Lanes load(const Bfloat16 *p) { return {bits_to_float(static_cast<uint32_t>(*p) << 16)}; }
+inline Lanes load(const int8_t *p) { return {static_cast<float>(*p)}; }
 inline void store(float *p, Lanes a) { *p = a.v; }
-inline void store(Half *p, Lanes a) { *p = Half{float_to_half(a.v)}; }
 inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }

@@ -63,19 +63,6 @@ inline void rotate(float *x, const float *cosine, const float *sine, int half) {
     }
 }
 
-inline void store_halves(const float *x, int n, Half *out, int stride) {
-    for_lanes(n, [&](int i, int count) {
-        Half halves[Lanes::count];
-        store(halves, load_some(x + i, count));
-        for (int j = 0; j < count; ++j) out[static_cast<ptrdiff_t>(i + j) * stride] = halves[j];
-    });
-}
-
-inline void store_cache(CacheType type, const float *x, int n, void *out, int stride) {
-    if (type == CacheType::F16) return store_halves(x, n, static_cast<Half *>(out), stride);
-    for (int i = 0; i < n; ++i) static_cast<float *>(out)[static_cast<ptrdiff_t>(i) * stride] = x[i];
-}
-
 // One block of n codes: the largest magnitude becomes 127. Returns the scale.
 inline float code_block(const float *x, int n, int8_t *codes) {
     Lanes most = zero();

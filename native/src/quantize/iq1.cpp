@@ -4,7 +4,7 @@
 // To read, with the mathematics: phicourse/quantize/iq1.py
 #include "grid_search.hpp"
 #include "quantizers.hpp"
-#include "sub_blocks.hpp"
+#include "super_blocks.hpp"
 
 namespace phi::PHI_ISA {
 namespace {
@@ -278,13 +278,13 @@ static inline void keep(const Grid &grid, const Fit<kind> &fit, Ints used, int f
 }
 
 template <const Kind &kind>
-static inline void search(const Grid &grid, const float *x, const float *importance, const float *means, int blocks,
+static inline void search(const Grid &grid, const float *x, const float *importance, Floats means, int blocks,
                           Found<kind> &found) {
     for (int first = 0; first < blocks * kind.sub_blocks(); first += LANES) {
         const int offset = first * kind.size;
         Columns<kind> c;
         set_columns(x + offset, importance ? importance + offset : nullptr,
-                    of_sub_blocks<kind.sub_blocks()>(means, first), c);
+                    spread<kind.sub_blocks(), Floats>(means, first), c);
         const Sorted<kind> sorted = sort(c);
         const Cut cut = best_cut(sorted);
         c.used &= cut.shifts >= 0;
@@ -316,12 +316,10 @@ static inline void pack(const Found<IQ1_S> &found, int first, BlockIQ1_S &out) {
 
 static void quantize_weighted_iq1_s(const float *x, const float *importance, int64_t n_blocks, void *out) {
     const Grid &grid = *find_grid(GridName::IQ1_S);
-    for_each_batch(x, importance, n_blocks, (BlockIQ1_S *)out,
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockIQ1_S *)out,
                    [&](const float *x, const float *importance, BlockIQ1_S *out, int blocks) {
-                       float means[BATCH];
-                       store(means, mean_squares(x, 2));
                        Found<IQ1_S> found;
-                       search(grid, x, importance, means, blocks, found);
+                       search(grid, x, importance, mean_squares(x, 2), blocks, found);
                        for (int block = 0; block < blocks; ++block)
                            pack(found, block * IQ1_S.sub_blocks(), out[block]);
                    });
@@ -374,13 +372,12 @@ static inline void pack(const Found<IQ1_M> &found, int first, const BlockScale &
 
 static void quantize_weighted_iq1_m(const float *x, const float *importance, int64_t n_blocks, void *out) {
     const Grid &grid = *find_grid(GridName::IQ1_S);
-    for_each_batch(x, importance, n_blocks, (BlockIQ1_M *)out,
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockIQ1_M *)out,
                    [&](const float *x, const float *importance, BlockIQ1_M *out, int blocks) {
                        const Floats mean_square = mean_squares(x, 2);
-                       float means[BATCH], d[BATCH];
-                       store(means, mean_square);
+                       float d[BATCH];
                        Found<IQ1_M> found;
-                       search(grid, x, importance, means, blocks, found);
+                       search(grid, x, importance, mean_square, blocks, found);
                        BlockScale scales[BATCH];
                        for (int block = 0; block < BATCH; ++block)
                            scales[block] = scale_codes<16, 7>(found.scales + block * IQ1_M.sub_blocks());

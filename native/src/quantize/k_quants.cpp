@@ -98,21 +98,20 @@ static inline void set_coders(const AffineResults<count> &found, int first, cons
         coders[j] = {d * scales[j], dmin * minima[j], found.inverse[first + j], found.base[first + j]};
 }
 
-static inline void pack_codes(const float *x, const AffineCoder *coders, BlockQ4_K &out) {
+// code_of(i, j): the codes of LANES weights from number i on, of sub-block j.
+template <class CodeOf> static inline void pack_codes(CodeOf code_of, BlockQ4_K &out) {
     for (int g = 0; g < 4; ++g) // 64 weights: sub-blocks 2g and 2g + 1
         for (int l = 0; l < BLOCK; l += LANES) {
-            const Ints low = code<15>(x + 64 * g + l, coders[2 * g]);
-            const Ints high = code<15>(x + 64 * g + BLOCK + l, coders[2 * g + 1]);
+            const Ints low = code_of(64 * g + l, 2 * g), high = code_of(64 * g + BLOCK + l, 2 * g + 1);
             store_bytes(out.qs + BLOCK * g + l, low | high << 4);
         }
 }
 
-static inline void pack_codes(const float *x, const AffineCoder *coders, BlockQ5_K &out) {
+template <class CodeOf> static inline void pack_codes(CodeOf code_of, BlockQ5_K &out) {
     for (int l = 0; l < BLOCK; l += LANES) {
         Ints fifth_bits{};
         for (int g = 0; g < 4; ++g) {
-            const Ints low = code<31>(x + 64 * g + l, coders[2 * g]);
-            const Ints high = code<31>(x + 64 * g + BLOCK + l, coders[2 * g + 1]);
+            const Ints low = code_of(64 * g + l, 2 * g), high = code_of(64 * g + BLOCK + l, 2 * g + 1);
             store_bytes(out.qs + BLOCK * g + l, (low & 15) | (high & 15) << 4);
             fifth_bits |= (low >> 4 | (high >> 4) << 1) << 2 * g;
         }
@@ -120,21 +119,21 @@ static inline void pack_codes(const float *x, const AffineCoder *coders, BlockQ5
     }
 }
 
-template <class Block, int count>
+template <int n_max, class Block, int count>
 static inline void set_codes(const float *x, const AffineResults<count> &found, int first, Block &out) {
     AffineCoder coders[AFFINE_SUB_BLOCKS];
     set_coders(found, first, out, coders);
-    pack_codes(x, coders, out);
+    pack_codes([&](int i, int j) { return code<n_max>(x + i, coders[j]); }, out);
 }
 
 template <int n_max, class Block>
 static inline void quantize_affine(const float *x, int64_t n_blocks, Block *out, float first_trial, int n_steps) {
-    for_each_group<AFFINE_GROUP>(x, n_blocks, out, [=](const float *x, Block *out, int blocks) {
+    for_each_filled_group<AFFINE_GROUP, SUPER_BLOCK>(x, n_blocks, out, [=](const float *x, Block *out, int blocks) {
         AffineResults<AFFINE_GROUP * AFFINE_SUB_BLOCKS> found;
         search<n_max>(x, first_trial, n_steps, found);
         for (int block = 0; block < blocks; ++block) {
             set_scales(found, block * AFFINE_SUB_BLOCKS, out[block]);
-            set_codes(x + block * SUPER_BLOCK, found, block * AFFINE_SUB_BLOCKS, out[block]);
+            set_codes<n_max>(x + block * SUPER_BLOCK, found, block * AFFINE_SUB_BLOCKS, out[block]);
         }
     });
 }
@@ -147,10 +146,10 @@ static inline void quantize_affine_weighted(const float *x, const float *importa
         batch.search_scales<63>();
         for (int block = 0; block < blocks; ++block) {
             set_scales(batch, block, out[block]);
-            set_codes(x + block * SUPER_BLOCK, batch.found, block * AFFINE_SUB_BLOCKS, out[block]);
+            set_codes<n_max>(x + block * SUPER_BLOCK, batch.found, block * AFFINE_SUB_BLOCKS, out[block]);
         }
     };
-    for_each_batch(x, importance, n_blocks, out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, out, quantize_batch);
 }
 
 static void quantize_q4_k(const float *x, int64_t n_blocks, void *out) {
@@ -237,12 +236,13 @@ static inline bool set_scales(const SymmetricResults<count> &found, int first, B
 
 // ---- Q6_K, steps 3 and 4: the codes ----------------------------------------------------------
 
-static inline void set_codes(const float *x, const SymmetricCoder *coders, BlockQ6_K &out) {
-    for (int h = 0; h < 2; ++h, x += 128, coders += 8) // 128 weights: four quarters of 32
+// code_of(i, j): the codes of LANES weights from number i on, of sub-block j.
+template <class CodeOf> static inline void pack_codes(CodeOf code_of, BlockQ6_K &out) {
+    for (int h = 0; h < 2; ++h) // 128 weights: four quarters of 32
         for (int l = 0; l < 32; l += LANES) {
             Ints q[4];
             for (int quarter = 0; quarter < 4; ++quarter)
-                q[quarter] = code<32>(x + 32 * quarter + l, coders[2 * quarter + l / Q6_SUB_BLOCK]);
+                q[quarter] = code_of(128 * h + 32 * quarter + l, 8 * h + 2 * quarter + l / Q6_SUB_BLOCK);
             store_bytes(out.ql + 64 * h + l, (q[0] & 15) | (q[2] & 15) << 4);
             store_bytes(out.ql + 64 * h + 32 + l, (q[1] & 15) | (q[3] & 15) << 4);
             store_bytes(out.qh + 32 * h + l, q[0] >> 4 | (q[1] >> 4) << 2 | (q[2] >> 4) << 4 | (q[3] >> 4) << 6);
@@ -253,17 +253,19 @@ template <int count>
 static inline void set_blocks(const float *x, const SymmetricResults<count> &found, int blocks, BlockQ6_K *out) {
     for (int block = 0; block < blocks; ++block) {
         SymmetricCoder coders[Q6_SUB_BLOCKS];
-        if (set_scales(found, block * Q6_SUB_BLOCKS, out[block], coders))
-            set_codes(x + block * SUPER_BLOCK, coders, out[block]);
+        if (!set_scales(found, block * Q6_SUB_BLOCKS, out[block], coders)) continue;
+        const auto code_of = [&](int i, int j) { return code<32>(x + block * SUPER_BLOCK + i, coders[j]); };
+        pack_codes(code_of, out[block]);
     }
 }
 
 static void quantize_q6_k(const float *x, int64_t n_blocks, void *out) {
-    for_each_group<Q6_GROUP>(x, n_blocks, (BlockQ6_K *)out, [](const float *x, BlockQ6_K *out, int blocks) {
+    const auto quantize_group = [](const float *x, BlockQ6_K *out, int blocks) {
         SymmetricResults<Q6_GROUP * Q6_SUB_BLOCKS> found;
         search(x, found);
         set_blocks(x, found, blocks, out);
-    });
+    };
+    for_each_filled_group<Q6_GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ6_K *)out, quantize_group);
 }
 
 // The errors count what the columns do.
@@ -275,7 +277,7 @@ static void quantize_q6_k_weighted(const float *x, const float *importance, int6
         });
         set_blocks(x, found, blocks, out);
     };
-    for_each_batch(x, importance, n_blocks, (BlockQ6_K *)out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockQ6_K *)out, quantize_batch);
 }
 
 // ---- Q6_K, and back --------------------------------------------------------------------------
@@ -298,8 +300,65 @@ static void dequantize_q6_k(const void *data, int64_t n_blocks, float *x) {
     }
 }
 
-const Quantizer quantizer_q4_k = {quantize_q4_k, dequantize_affine<BlockQ4_K>, quantize_q4_k_weighted};
-const Quantizer quantizer_q5_k = {quantize_q5_k, dequantize_affine<BlockQ5_K>, quantize_q5_k_weighted};
-const Quantizer quantizer_q6_k = {quantize_q6_k, dequantize_q6_k, quantize_q6_k_weighted};
+// ---- for the search of better scales ---------------------------------------------------------
+
+template <class Block> static void read_affine(const void *data, Scales &scales) {
+    const Block &block = *(const Block *)data;
+    uint8_t of_scales[8], of_minima[8];
+    unpack_scales_and_minima(block.scales, of_scales, of_minima);
+    scales.d = widen_f16(block.d);
+    scales.dmin = widen_f16(block.dmin);
+    for (int j = 0; j < 8; ++j) {
+        scales.scale[j] = of_scales[j];
+        scales.minimum[j] = -(float)of_minima[j];
+    }
+}
+
+template <class Block> static void write_affine(const Scales &scales, const uint8_t *codes, void *out) {
+    Block &block = *(Block *)out;
+    uint8_t of_scales[8], of_minima[8];
+    for (int j = 0; j < 8; ++j) {
+        of_scales[j] = (uint8_t)scales.scale[j];
+        of_minima[j] = (uint8_t)-scales.minimum[j];
+    }
+    block.d = narrow_f16(scales.d);
+    block.dmin = narrow_f16(scales.dmin);
+    pack_scales_and_minima(of_scales, of_minima, block.scales);
+    pack_codes([=](int i, int) { return load_bytes(codes + i); }, block);
+}
+
+template <int n_max, class Block>
+constexpr Format AFFINE_FORMAT = {
+    .n_sub = AFFINE_SUB_BLOCKS, .size = BLOCK, .bytes = sizeof(Block),
+    .first = 0, .last = n_max, .lowest_scale = 0, .highest_scale = 63, .lowest_minimum = -63,
+    .counts = Counts::magnitude_and_root, .mean = Mean::twice_of_block,
+    .read = read_affine<Block>, .write = write_affine<Block>,
+};
+
+static void read_q6_k(const void *data, Scales &scales) {
+    const BlockQ6_K &block = *(const BlockQ6_K *)data;
+    scales.d = widen_f16(block.d);
+    for (int j = 0; j < Q6_SUB_BLOCKS; ++j) scales.scale[j] = block.scales[j];
+}
+
+static void write_q6_k(const Scales &scales, const uint8_t *codes, void *out) {
+    BlockQ6_K &block = *(BlockQ6_K *)out;
+    block.d = narrow_f16(scales.d);
+    for (int j = 0; j < Q6_SUB_BLOCKS; ++j) block.scales[j] = (int8_t)scales.scale[j];
+    pack_codes([=](int i, int) { return load_bytes(codes + i); }, block);
+}
+
+constexpr Format Q6_FORMAT = {
+    .n_sub = Q6_SUB_BLOCKS, .size = Q6_SUB_BLOCK, .bytes = sizeof(BlockQ6_K),
+    .first = -32, .last = 31, .lowest_scale = -128, .highest_scale = 127, .lowest_minimum = 0,
+    .counts = Counts::square, .mean = Mean::none,
+    .read = read_q6_k, .write = write_q6_k,
+};
+
+const Quantizer quantizer_q4_k = {quantize_q4_k, dequantize_affine<BlockQ4_K>, quantize_q4_k_weighted,
+                                  &AFFINE_FORMAT<15, BlockQ4_K>};
+const Quantizer quantizer_q5_k = {quantize_q5_k, dequantize_affine<BlockQ5_K>, quantize_q5_k_weighted,
+                                  &AFFINE_FORMAT<31, BlockQ5_K>};
+const Quantizer quantizer_q6_k = {quantize_q6_k, dequantize_q6_k, quantize_q6_k_weighted, &Q6_FORMAT};
 
 } // namespace phi::PHI_ISA

@@ -3,9 +3,8 @@
 // levels, and where those are no point of the grid, a near one takes their place; most of the time goes there.
 // To read, with the mathematics: phicourse/quantize/lattice.py
 #include "grid_search.hpp"
-#include "positive_scale.hpp"
 #include "quantizers.hpp"
-#include "sub_blocks.hpp"
+#include "super_blocks.hpp"
 
 namespace phi::PHI_ISA {
 namespace {
@@ -271,18 +270,18 @@ static inline void keep(const Grid &grid, const Columns<type> &c, const Fit<type
 
 template <const Lattice &type>
 static inline void search(const Grid &grid, const float *x, const float *importance, int blocks, Found<type> &found) {
-    float means[BATCH];
-    store(means, mean_squares(x, type.mean_squares));
+    const Floats means = mean_squares(x, type.mean_squares);
     for (int first = 0; first < blocks * type.sub_blocks(); first += LANES) {
         const int offset = first * type.size;
         Columns<type> c;
         set_columns(x + offset, importance ? importance + offset : nullptr,
-                    of_sub_blocks<type.sub_blocks()>(means, first), c);
+                    spread<type.sub_blocks(), Floats>(means, first), c);
         Ints used = c.used;
         Fit<type> fit;
         Floats start = select(used, c.largest, splat(1.0f));
         if constexpr (type.searched) {
-            fit.scale = positive_scale<type.size, type.n_levels + 1>(c.x, c.w, c.wx, start);
+            Floats codes[type.size];
+            fit.scale = positive_search<type.size, type.n_levels + 1>(c.x, c.w, codes);
             start = fit.scale * (float)type.n_levels;
             used &= ~(start <= 0.0f);
         } else {
@@ -374,7 +373,7 @@ static inline void pack(const Found<IQ3_S> &found, int first, BlockIQ3_S &out) {
 template <const Lattice &type, class Block>
 static void quantize_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
     const Grid &grid = *find_grid(type.grid);
-    for_each_batch(x, importance, n_blocks, (Block *)out,
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (Block *)out,
                    [&](const float *x, const float *importance, Block *out, int blocks) {
                        Found<type> found;
                        search(grid, x, importance, blocks, found);

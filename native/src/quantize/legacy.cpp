@@ -13,11 +13,11 @@ namespace phi::PHI_ISA {
 
 constexpr int HALF = BLOCK / 2;
 
-// code(x) has the codes of LANES weights from x on, in the low four or five bits; others are left out.
-template <class Block, class Code> static inline void set_codes(const float *x, Code code, Block &out) {
+// code_of(i): the codes of LANES weights from number i on, in the low four or five bits; others are left out.
+template <class Block, class CodeOf> static inline void set_codes(CodeOf code_of, Block &out) {
     uint32_t fifth_bits = 0;
     for (int i = 0; i < HALF; i += LANES) {
-        const Ints low = code(x + i), high = code(x + HALF + i);
+        const Ints low = code_of(i), high = code_of(HALF + i);
         store_bytes(out.qs + i, (low & 15) | high << 4);
         if constexpr (requires { out.qh; })
             fifth_bits |= bit_mask((low & 16) != 0) << i | bit_mask((high & 16) != 0) << (HALF + i);
@@ -70,11 +70,11 @@ template <int n_max, class Block> static void quantize_symmetric(const float *x,
         const BlockScales scales(signed_peaks<BLOCK>(x) / (float)-n_max); // the peak gets code 0
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
             // x * inverse is between -n_max and n_max, and cutting off the fraction after + n_max + 0.5 rounds it
-            const auto code = [inverse = scales.inverse[block]](const float *x) {
-                return min(truncate(load<Floats>(x) * inverse + (n_max + 0.5f)), splat(2 * n_max - 1));
+            const auto code_of = [x, inverse = scales.inverse[block]](int i) {
+                return min(truncate(load<Floats>(x + i) * inverse + (n_max + 0.5f)), splat(2 * n_max - 1));
             };
             out[block].d = scales.d[block];
-            set_codes(x, code, out[block]);
+            set_codes(code_of, out[block]);
         }
     };
     for_each_filled_group<LANES, BLOCK>(x, n_blocks, (Block *)out, quantize_group);
@@ -100,12 +100,12 @@ template <int n_max, class Block> static void quantize_affine(const float *x, in
         store(lowest, minima);
         store(m, narrow_f16(minima));
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
-            const auto code = [lowest = lowest[block], inverse = scales.inverse[block]](const float *x) {
-                return min(truncate((load<Floats>(x) - lowest) * inverse + 0.5f), splat(n_max));
+            const auto code_of = [x, lowest = lowest[block], inverse = scales.inverse[block]](int i) {
+                return min(truncate((load<Floats>(x + i) - lowest) * inverse + 0.5f), splat(n_max));
             };
             out[block].d = scales.d[block];
             out[block].m = m[block];
-            set_codes(x, code, out[block]);
+            set_codes(code_of, out[block]);
         }
     };
     for_each_filled_group<LANES, BLOCK>(x, n_blocks, (Block *)out, quantize_group);
@@ -153,11 +153,11 @@ static void quantize_symmetric_weighted(const float *x, const float *importance,
         store(inverse, found.inverse);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
             const int zero = inverse[block] != 0 ? n_max : 0; // where there are only zeros, they get the lowest code
-            const auto code = [inverse = inverse[block], zero](const float *x) {
-                return clamp(nearest_int(load<Floats>(x) * inverse), -n_max, n_max - 1) + zero;
+            const auto code_of = [x, inverse = inverse[block], zero](int i) {
+                return clamp(nearest_int(load<Floats>(x + i) * inverse), -n_max, n_max - 1) + zero;
             };
             out[block].d = narrow_f16(scale[block]);
-            set_codes(x, code, out[block]);
+            set_codes(code_of, out[block]);
         }
     };
     for_each_weighted_group(x, importance, n_blocks, (Block *)out, quantize_group);
@@ -173,25 +173,60 @@ static void quantize_affine_weighted(const float *x, const float *importance, in
         store(inverse, found.inverse);
         store(base, found.base);
         for (int block = 0; block < blocks; ++block, x += BLOCK) {
-            const auto code = [inverse = inverse[block], base = base[block]](const float *x) {
-                return clamp(nearest_int(inverse * (load<Floats>(x) - base)), 0, n_max);
+            const auto code_of = [x, inverse = inverse[block], base = base[block]](int i) {
+                return clamp(nearest_int(inverse * (load<Floats>(x + i) - base)), 0, n_max);
             };
             out[block].d = narrow_f16(scale[block]);
             out[block].m = narrow_f16(minimum[block]);
-            set_codes(x, code, out[block]);
+            set_codes(code_of, out[block]);
         }
     };
     for_each_weighted_group(x, importance, n_blocks, (Block *)out, quantize_group);
 }
 
-const Quantizer quantizer_q8_0 = {quantize_q8_0, dequantize_q8_0};
+// ---- for the search of better scales ---------------------------------------------------------
+
+template <class Block> static void read(const void *data, Scales &scales) {
+    const Block &block = *(const Block *)data;
+    scales.d = widen_f16(block.d);
+    scales.scale[0] = 1;
+    if constexpr (requires { block.m; }) {
+        scales.dmin = widen_f16(block.m);
+        scales.minimum[0] = 1;
+    }
+}
+
+static void set_codes(const uint8_t *codes, BlockQ8_0 &out) {
+    for (int i = 0; i < BLOCK; i += LANES) store_bytes(out.qs + i, load_bytes(codes + i) - 128);
+}
+
+template <class Block> static void set_codes(const uint8_t *codes, Block &out) {
+    set_codes([=](int i) { return load_bytes(codes + i); }, out);
+}
+
+template <class Block> static void write(const Scales &scales, const uint8_t *codes, void *out) {
+    Block &block = *(Block *)out;
+    block.d = narrow_f16(scales.d);
+    if constexpr (requires { block.m; }) block.m = narrow_f16(scales.dmin);
+    set_codes(codes, block);
+}
+
+template <int first, int last, class Block>
+constexpr Format FORMAT = {
+    .n_sub = 1, .size = BLOCK, .bytes = sizeof(Block),
+    .first = first, .last = last, .lowest_scale = 1, .highest_scale = 1, .lowest_minimum = first < 0 ? 0 : 1,
+    .counts = Counts::equal, .mean = Mean::of_row,
+    .read = read<Block>, .write = write<Block>,
+};
+
+const Quantizer quantizer_q8_0 = {quantize_q8_0, dequantize_q8_0, nullptr, &FORMAT<-128, 127, BlockQ8_0>};
 const Quantizer quantizer_q4_0 = {quantize_symmetric<8, BlockQ4_0>, dequantize_symmetric<8, BlockQ4_0>,
-                                  quantize_symmetric_weighted<8, BlockQ4_0>};
+                                  quantize_symmetric_weighted<8, BlockQ4_0>, &FORMAT<-8, 7, BlockQ4_0>};
 const Quantizer quantizer_q4_1 = {quantize_affine<15, BlockQ4_1>, dequantize_affine<BlockQ4_1>,
-                                  quantize_affine_weighted<15, BlockQ4_1>};
+                                  quantize_affine_weighted<15, BlockQ4_1>, &FORMAT<0, 15, BlockQ4_1>};
 const Quantizer quantizer_q5_0 = {quantize_symmetric<16, BlockQ5_0>, dequantize_symmetric<16, BlockQ5_0>,
-                                  quantize_symmetric_weighted<16, BlockQ5_0>};
+                                  quantize_symmetric_weighted<16, BlockQ5_0>, &FORMAT<-16, 15, BlockQ5_0>};
 const Quantizer quantizer_q5_1 = {quantize_affine<31, BlockQ5_1>, dequantize_affine<BlockQ5_1>,
-                                  quantize_affine_weighted<31, BlockQ5_1>};
+                                  quantize_affine_weighted<31, BlockQ5_1>, &FORMAT<0, 31, BlockQ5_1>};
 
 } // namespace phi::PHI_ISA

@@ -66,6 +66,17 @@ static inline void set_scales(const WeightedAffine<SUB_BLOCKS> &found, int block
     for (int j = 0; j < SUB_BLOCKS; ++j) out.scales[j] = found.scales[j][block] | found.minima[j][block] << 4;
 }
 
+// code_of(i, j): the codes of LANES weights from number i on, of sub-block j.
+template <class CodeOf> static inline void pack_codes(CodeOf code_of, BlockQ2_K &out) {
+    for (int h = 0; h < 2; ++h) // 128 weights: four quarters of 32
+        for (int l = 0; l < 32; l += LANES) {
+            Ints four{};
+            for (int quarter = 0; quarter < 4; ++quarter)
+                four |= code_of(128 * h + 32 * quarter + l, 8 * h + 2 * quarter + l / SIZE) << 2 * quarter;
+            store_bytes(out.qs + 32 * h + l, four);
+        }
+}
+
 // Steps 3 and 4 for the super-block whose sub-blocks begin at `first`.
 template <int count>
 static inline void set_codes(const float *x, const AffineResults<count> &found, int first, BlockQ2_K &out) {
@@ -74,24 +85,19 @@ static inline void set_codes(const float *x, const AffineResults<count> &found, 
     for (int j = 0; j < SUB_BLOCKS; ++j)
         coders[j] = {d * (out.scales[j] & 15), dmin * (out.scales[j] >> 4), found.inverse[first + j],
                      found.base[first + j]};
-    for (int h = 0; h < 2; ++h, x += 128) // 128 weights: four quarters of 32
-        for (int l = 0; l < 32; l += LANES) {
-            Ints four{};
-            for (int quarter = 0; quarter < 4; ++quarter)
-                four |= code<3>(x + 32 * quarter + l, coders[8 * h + 2 * quarter + l / SIZE]) << 2 * quarter;
-            store_bytes(out.qs + 32 * h + l, four);
-        }
+    pack_codes([&](int i, int j) { return code<3>(x + i, coders[j]); }, out);
 }
 
 static void quantize_q2_k(const float *x, int64_t n_blocks, void *out) {
-    for_each_group<GROUP>(x, n_blocks, (BlockQ2_K *)out, [](const float *x, BlockQ2_K *out, int blocks) {
+    const auto quantize_group = [](const float *x, BlockQ2_K *out, int blocks) {
         AffineResults<GROUP * SUB_BLOCKS> found;
         search(x, found);
         for (int block = 0; block < blocks; ++block) {
             set_scales(found, block * SUB_BLOCKS, out[block]);
             set_codes(x + block * SUPER_BLOCK, found, block * SUB_BLOCKS, out[block]);
         }
-    });
+    };
+    for_each_filled_group<GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ2_K *)out, quantize_group);
 }
 
 static void quantize_q2_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
@@ -104,7 +110,7 @@ static void quantize_q2_k_weighted(const float *x, const float *importance, int6
             set_codes(x + block * SUPER_BLOCK, batch.found, block * SUB_BLOCKS, out[block]);
         }
     };
-    for_each_batch(x, importance, n_blocks, (BlockQ2_K *)out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockQ2_K *)out, quantize_batch);
 }
 
 static void dequantize_q2_k(const void *data, int64_t n_blocks, float *x) {
@@ -162,11 +168,11 @@ struct WeightedSymmetric {
     int8_t scales[SUB_BLOCKS][BATCH]; // -32 to 31
 
     void search(const float *x, const float *importance, int blocks) {
-        const Floats of_super_blocks = mean_squares(x, blocks, 2.0f);
+        const Floats of_super_blocks = mean_squares(x, 2.0f);
         for_each_columns<SIZE>(x, importance, blocks, [&](const WeightedColumns<SIZE> &columns) {
             FloatPair w[SIZE];
             error_weights<SIZE>(columns.weights, columns.counts,
-                                spread<SUB_BLOCKS>(of_super_blocks, columns.first), w);
+                                spread<SUB_BLOCKS, FloatPair>(of_super_blocks, columns.first), w);
             store(counts + columns.first, sum_in_order<SIZE>(w));
             found.set(columns.first, symmetric_search<SIZE, 4>(columns.weights, w));
         });
@@ -204,21 +210,14 @@ static inline Ints code(const float *x, const SymmetricResults<count> &found, in
     return code<4>(x, SymmetricCoder{step, found.inverse[sub_block]});
 }
 
-// Sets all of a super-block, whose sub-blocks begin at `first`, from what the search found and its scales.
-template <class Found>
-static inline void set_block(const float *x, const Found &found, int first, float d, const int8_t *scales,
-                             BlockQ3_K &out) {
-    out.d = narrow_f16(d);
-    pack_signed_scales(scales, out.scales);
-    const float as_stored = widen_f16(out.d);
+// code_of(i, j): the codes of LANES weights from number i on, of sub-block j.
+template <class CodeOf> static inline void pack_codes(CodeOf code_of, BlockQ3_K &out) {
     for (int l = 0; l < 32; l += LANES) {
         Ints third_bits{};
         for (int h = 0; h < 2; ++h) { // 128 weights: four quarters of 32
             Ints four{};
             for (int quarter = 0; quarter < 4; ++quarter) {
-                const int j = 8 * h + 2 * quarter + l / SIZE;
-                const float *weights = x + 128 * h + 32 * quarter + l;
-                const Ints q = code(weights, found, first + j, l % SIZE, as_stored * scales[j]);
+                const Ints q = code_of(128 * h + 32 * quarter + l, 8 * h + 2 * quarter + l / SIZE);
                 four |= (q & 3) << 2 * quarter;
                 third_bits |= (q >> 2) << (4 * h + quarter);
             }
@@ -228,8 +227,20 @@ static inline void set_block(const float *x, const Found &found, int first, floa
     }
 }
 
+// Sets all of a super-block, whose sub-blocks begin at `first`, from what the search found and its scales.
+template <class Found>
+static inline void set_block(const float *x, const Found &found, int first, float d, const int8_t *scales,
+                             BlockQ3_K &out) {
+    out.d = narrow_f16(d);
+    pack_signed_scales(scales, out.scales);
+    const auto code_of = [&, as_stored = widen_f16(out.d)](int i, int j) {
+        return code(x + i, found, first + j, i % SIZE, as_stored * scales[j]);
+    };
+    pack_codes(code_of, out);
+}
+
 static void quantize_q3_k(const float *x, int64_t n_blocks, void *out) {
-    for_each_group<GROUP>(x, n_blocks, (BlockQ3_K *)out, [](const float *x, BlockQ3_K *out, int blocks) {
+    const auto quantize_group = [](const float *x, BlockQ3_K *out, int blocks) {
         DescentResults<GROUP * SUB_BLOCKS> found;
         search(x, found);
         for (int block = 0; block < blocks; ++block) {
@@ -237,7 +248,8 @@ static void quantize_q3_k(const float *x, int64_t n_blocks, void *out) {
             const float d = six_bit_codes(found.scale + block * SUB_BLOCKS, scales);
             set_block(x + block * SUPER_BLOCK, found, block * SUB_BLOCKS, d, scales, out[block]);
         }
-    });
+    };
+    for_each_filled_group<GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ3_K *)out, quantize_group);
 }
 
 static void quantize_q3_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
@@ -251,7 +263,7 @@ static void quantize_q3_k_weighted(const float *x, const float *importance, int6
             set_block(x + block * SUPER_BLOCK, batch.found, block * SUB_BLOCKS, batch.d[block], scales, out[block]);
         }
     };
-    for_each_batch(x, importance, n_blocks, (BlockQ3_K *)out, quantize_batch);
+    for_each_filled_group<BATCH, SUPER_BLOCK>(x, importance, n_blocks, (BlockQ3_K *)out, quantize_batch);
 }
 
 // ---- Q3_K, and back --------------------------------------------------------------------------
@@ -274,7 +286,58 @@ static void dequantize_q3_k(const void *data, int64_t n_blocks, float *x) {
     }
 }
 
-const Quantizer quantizer_q2_k = {quantize_q2_k, dequantize_q2_k, quantize_q2_k_weighted};
-const Quantizer quantizer_q3_k = {quantize_q3_k, dequantize_q3_k, quantize_q3_k_weighted};
+// ---- for the search of better scales ---------------------------------------------------------
+
+static void read_q2_k(const void *data, Scales &scales) {
+    const BlockQ2_K &block = *(const BlockQ2_K *)data;
+    scales.d = widen_f16(block.d);
+    scales.dmin = widen_f16(block.dmin);
+    for (int j = 0; j < SUB_BLOCKS; ++j) {
+        scales.scale[j] = block.scales[j] & 15;
+        scales.minimum[j] = -(float)(block.scales[j] >> 4);
+    }
+}
+
+static void write_q2_k(const Scales &scales, const uint8_t *codes, void *out) {
+    BlockQ2_K &block = *(BlockQ2_K *)out;
+    block.d = narrow_f16(scales.d);
+    block.dmin = narrow_f16(scales.dmin);
+    for (int j = 0; j < SUB_BLOCKS; ++j)
+        block.scales[j] = (uint8_t)((int)scales.scale[j] | (int)-scales.minimum[j] << 4);
+    pack_codes([=](int i, int) { return load_bytes(codes + i); }, block);
+}
+
+static void read_q3_k(const void *data, Scales &scales) {
+    const BlockQ3_K &block = *(const BlockQ3_K *)data;
+    int8_t of_scales[SUB_BLOCKS];
+    unpack_signed_scales(block.scales, of_scales);
+    scales.d = widen_f16(block.d);
+    for (int j = 0; j < SUB_BLOCKS; ++j) scales.scale[j] = of_scales[j];
+}
+
+static void write_q3_k(const Scales &scales, const uint8_t *codes, void *out) {
+    BlockQ3_K &block = *(BlockQ3_K *)out;
+    int8_t of_scales[SUB_BLOCKS];
+    for (int j = 0; j < SUB_BLOCKS; ++j) of_scales[j] = (int8_t)scales.scale[j];
+    block.d = narrow_f16(scales.d);
+    pack_signed_scales(of_scales, block.scales);
+    pack_codes([=](int i, int) { return load_bytes(codes + i); }, block);
+}
+
+constexpr Format Q2_FORMAT = {
+    .n_sub = SUB_BLOCKS, .size = SIZE, .bytes = sizeof(BlockQ2_K),
+    .first = 0, .last = 3, .lowest_scale = 0, .highest_scale = 15, .lowest_minimum = -15,
+    .counts = Counts::magnitude, .mean = Mean::of_block,
+    .read = read_q2_k, .write = write_q2_k, .magnitudes = true,
+};
+constexpr Format Q3_FORMAT = {
+    .n_sub = SUB_BLOCKS, .size = SIZE, .bytes = sizeof(BlockQ3_K),
+    .first = -4, .last = 3, .lowest_scale = -32, .highest_scale = 31, .lowest_minimum = 0,
+    .counts = Counts::square, .mean = Mean::twice_of_block,
+    .read = read_q3_k, .write = write_q3_k,
+};
+
+const Quantizer quantizer_q2_k = {quantize_q2_k, dequantize_q2_k, quantize_q2_k_weighted, &Q2_FORMAT};
+const Quantizer quantizer_q3_k = {quantize_q3_k, dequantize_q3_k, quantize_q3_k_weighted, &Q3_FORMAT};
 
 } // namespace phi::PHI_ISA

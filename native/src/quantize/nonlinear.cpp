@@ -87,13 +87,14 @@ template <int size> static inline FloatPair search(const float *x, const float *
 
 // ---- the codes -------------------------------------------------------------------------------
 
-static inline void set_codes(const float *x, float inverse, uint8_t *qs) {
+// code_of(i): the codes of LANES weights from number i on.
+template <class CodeOf> static inline void pack_codes(CodeOf code_of, uint8_t *qs) {
     constexpr int half = BLOCK / 2;
-    for (int i = 0; i < half; i += LANES) {
-        const Ints low = nearest_code(inverse * load<Floats>(x + i));
-        const Ints high = nearest_code(inverse * load<Floats>(x + half + i));
-        store_bytes(qs + i, low | high << 4);
-    }
+    for (int i = 0; i < half; i += LANES) store_bytes(qs + i, code_of(i) | code_of(half + i) << 4);
+}
+
+static inline void set_codes(const float *x, float inverse, uint8_t *qs) {
+    pack_codes([=](int i) { return nearest_code(inverse * load<Floats>(x + i)); }, qs);
 }
 
 static inline void levels_of(const uint8_t *qs, float d, float *x) {
@@ -135,6 +136,22 @@ static void dequantize_iq4_nl(const void *data, int64_t n_blocks, float *x) {
 constexpr int XS_SUB_BLOCKS = SUPER_BLOCK / BLOCK;
 constexpr int XS_GROUP = PAIR_LANES / XS_SUB_BLOCKS;
 
+// Sets the 6-bit codes of the scales, from -32 to 31.
+static inline void pack_scales(const int *codes, BlockIQ4_XS &out) {
+    uint32_t low_bits = 0, high_bits = 0;
+    for (int j = 0; j < XS_SUB_BLOCKS; ++j) {
+        const uint32_t stored = (uint32_t)(codes[j] + 32);
+        low_bits |= (stored & 15) << 4 * j;
+        high_bits |= (stored >> 4) << 2 * j;
+    }
+    out.scales_h = (uint16_t)high_bits;
+    __builtin_memcpy(out.scales_l, &low_bits, sizeof low_bits);
+}
+
+static inline int scale_code(const BlockIQ4_XS &block, int j) {
+    return ((block.scales_l[j / 2] >> 4 * (j % 2) & 15) | (block.scales_h >> 2 * j & 3) << 4) - 32;
+}
+
 // Quantizes the scales of a super-block to six bits, the one of largest magnitude to -32, and with them the
 // weights.
 static inline void set_super_block(const float *x, const float *scales, BlockIQ4_XS &out) {
@@ -143,18 +160,14 @@ static inline void set_super_block(const float *x, const float *scales, BlockIQ4
         if (__builtin_fabsf(scales[j]) > __builtin_fabsf(peak)) peak = scales[j];
     const float d = -peak / 32.0f, inverse = reciprocal(d);
     out.d = narrow_f16(d);
-    uint32_t low_bits = 0, high_bits = 0;
+    int codes[XS_SUB_BLOCKS];
     for (int j = 0; j < XS_SUB_BLOCKS; ++j) {
-        int code = nearest_int(inverse * scales[j]);
-        code = code < -32 ? -32 : code > 31 ? 31 : code;
-        const uint32_t stored = (uint32_t)(code + 32);
-        low_bits |= (stored & 15) << 4 * j;
-        high_bits |= (stored >> 4) << 2 * j;
-        const float step = d * code; // with d as it was before float16
+        const int code = nearest_int(inverse * scales[j]);
+        codes[j] = code < -32 ? -32 : code > 31 ? 31 : code;
+        const float step = d * codes[j]; // with d as it was before float16
         set_codes(x + j * BLOCK, reciprocal(step), out.qs + j * BLOCK / 2);
     }
-    out.scales_h = (uint16_t)high_bits;
-    __builtin_memcpy(out.scales_l, &low_bits, sizeof low_bits);
+    pack_scales(codes, out);
 }
 
 static void quantize_weighted_iq4_xs(const float *x, const float *importance, int64_t n_blocks, void *out) {
@@ -175,14 +188,55 @@ static void dequantize_iq4_xs(const void *data, int64_t n_blocks, float *x) {
     const BlockIQ4_XS *blocks = (const BlockIQ4_XS *)data;
     for (int64_t i = 0; i < n_blocks; ++i) {
         const float d = widen_f16(blocks[i].d);
-        for (int j = 0; j < XS_SUB_BLOCKS; ++j, x += BLOCK) {
-            const int low = blocks[i].scales_l[j / 2] >> 4 * (j % 2) & 15, high = blocks[i].scales_h >> 2 * j & 3;
-            levels_of(blocks[i].qs + j * BLOCK / 2, d * ((low | high << 4) - 32), x);
-        }
+        for (int j = 0; j < XS_SUB_BLOCKS; ++j, x += BLOCK)
+            levels_of(blocks[i].qs + j * BLOCK / 2, d * scale_code(blocks[i], j), x);
     }
 }
 
-const Quantizer quantizer_iq4_nl = {quantize_iq4_nl, dequantize_iq4_nl, quantize_weighted_iq4_nl};
-const Quantizer quantizer_iq4_xs = {quantize_iq4_xs, dequantize_iq4_xs, quantize_weighted_iq4_xs};
+// ---- for the search of better scales ---------------------------------------------------------
+
+static void read_iq4_nl(const void *data, Scales &scales) {
+    scales.d = widen_f16(((const BlockIQ4_NL *)data)->d);
+    scales.scale[0] = 1;
+}
+
+static void write_iq4_nl(const Scales &scales, const uint8_t *codes, void *out) {
+    BlockIQ4_NL &block = *(BlockIQ4_NL *)out;
+    block.d = narrow_f16(scales.d);
+    pack_codes([=](int i) { return load_bytes(codes + i); }, block.qs);
+}
+
+static void read_iq4_xs(const void *data, Scales &scales) {
+    const BlockIQ4_XS &block = *(const BlockIQ4_XS *)data;
+    scales.d = widen_f16(block.d);
+    for (int j = 0; j < XS_SUB_BLOCKS; ++j) scales.scale[j] = (float)scale_code(block, j);
+}
+
+static void write_iq4_xs(const Scales &scales, const uint8_t *codes, void *out) {
+    BlockIQ4_XS &block = *(BlockIQ4_XS *)out;
+    int of_scales[XS_SUB_BLOCKS];
+    for (int j = 0; j < XS_SUB_BLOCKS; ++j, codes += BLOCK) {
+        of_scales[j] = (int)scales.scale[j];
+        pack_codes([=](int i) { return load_bytes(codes + i); }, block.qs + j * BLOCK / 2);
+    }
+    block.d = narrow_f16(scales.d);
+    pack_scales(of_scales, block);
+}
+
+constexpr Format NL_FORMAT = {
+    .n_sub = 1, .size = BLOCK, .bytes = sizeof(BlockIQ4_NL),
+    .first = LEVELS[0], .last = LEVELS[N_LEVELS - 1], .lowest_scale = 1, .highest_scale = 1, .lowest_minimum = 0,
+    .counts = Counts::square, .mean = Mean::twice_of_block,
+    .read = read_iq4_nl, .write = write_iq4_nl, .levels = LEVELS,
+};
+constexpr Format XS_FORMAT = {
+    .n_sub = XS_SUB_BLOCKS, .size = BLOCK, .bytes = sizeof(BlockIQ4_XS),
+    .first = LEVELS[0], .last = LEVELS[N_LEVELS - 1], .lowest_scale = -32, .highest_scale = 31, .lowest_minimum = 0,
+    .counts = Counts::square, .mean = Mean::twice_of_block,
+    .read = read_iq4_xs, .write = write_iq4_xs, .levels = LEVELS,
+};
+
+const Quantizer quantizer_iq4_nl = {quantize_iq4_nl, dequantize_iq4_nl, quantize_weighted_iq4_nl, &NL_FORMAT};
+const Quantizer quantizer_iq4_xs = {quantize_iq4_xs, dequantize_iq4_xs, quantize_weighted_iq4_xs, &XS_FORMAT};
 
 } // namespace phi::PHI_ISA

@@ -54,6 +54,11 @@ static void dequantize_q1_0(const void *data, int64_t n_blocks, float *x) {
 // Four bytes of two bits make one, the low byte of the result.
 static inline Ints gather_bits(Ints word) { return word | word >> 6 | word >> 12 | word >> 18; }
 
+static inline void pack_codes(const uint8_t *codes, BlockQ2_0 &out) {
+    for (int j = 0; j < BLOCK_Q2_0 / 4; j += LANES)
+        store_bytes(out.qs + j, gather_bits(load<Ints>(codes + 4 * j)));
+}
+
 static void quantize_q2_0(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, BlockQ2_0 *out, int blocks) {
         const BlockScales scales(largest_magnitudes<BLOCK_Q2_0>(x));
@@ -62,8 +67,7 @@ static void quantize_q2_0(const float *x, int64_t n_blocks, void *out) {
             for (int i = 0; i < BLOCK_Q2_0; i += LANES)
                 store_bytes(codes + i, max(round_away(load<Floats>(x + i) * scales.inverse[block]) + 1, Ints{}));
             out[block].d = scales.d[block];
-            for (int j = 0; j < BLOCK_Q2_0 / 4; j += LANES)
-                store_bytes(out[block].qs + j, gather_bits(load<Ints>(codes + 4 * j)));
+            pack_codes(codes, out[block]);
         }
     };
     for_each_filled_group<LANES, BLOCK_Q2_0>(x, n_blocks, (BlockQ2_0 *)out, quantize_group);
@@ -85,7 +89,27 @@ static void dequantize_q2_0(const void *data, int64_t n_blocks, float *x) {
     }
 }
 
+// ---- Q2_0, for the search of better scales ---------------------------------------------------
+
+static void read_q2_0(const void *block, Scales &scales) {
+    scales.d = widen_f16(((const BlockQ2_0 *)block)->d);
+    scales.scale[0] = 1;
+}
+
+static void write_q2_0(const Scales &scales, const uint8_t *codes, void *block) {
+    BlockQ2_0 &out = *(BlockQ2_0 *)block;
+    out.d = narrow_f16(scales.d);
+    pack_codes(codes, out);
+}
+
+constexpr Format Q2_0_FORMAT = {
+    .n_sub = 1, .size = BLOCK_Q2_0, .bytes = sizeof(BlockQ2_0),
+    .first = -1, .last = 2, .lowest_scale = 1, .highest_scale = 1, .lowest_minimum = 0,
+    .counts = Counts::equal, .mean = Mean::none,
+    .read = read_q2_0, .write = write_q2_0,
+};
+
 const Quantizer quantizer_q1_0 = {quantize_q1_0, dequantize_q1_0};
-const Quantizer quantizer_q2_0 = {quantize_q2_0, dequantize_q2_0};
+const Quantizer quantizer_q2_0 = {quantize_q2_0, dequantize_q2_0, nullptr, &Q2_0_FORMAT};
 
 } // namespace phi::PHI_ISA

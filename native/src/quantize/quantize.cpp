@@ -157,9 +157,15 @@ struct Job {
     int64_t n; // weights in a row
     void *out;
     const float *importance;
+    Search search;
 
     const Quantizer &quantizer() const { return *functions.types[static_cast<size_t>(info.type)]; }
     bool is_weighted() const { return importance && quantizer().quantize_weighted; }
+
+    // Importance belongs to columns, and some types weigh it with what the whole row has: rows stay whole.
+    int64_t whole_rows(int64_t n_weights) const {
+        return is_weighted() && n > 0 ? std::max(n_weights / n, int64_t(1)) * n : n_weights;
+    }
 };
 } // namespace
 
@@ -171,18 +177,29 @@ static const float *as_floats(const Job &job, int64_t first, int64_t count, floa
     return buffer;
 }
 
-// Quantizes the weights from `first` to `end` in pieces, as far as they are finite. Returns how far that is.
-static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end, int64_t piece) {
+static void quantize_piece(const Job &job, const float *weights, int64_t count, std::byte *out) {
     const Quantizer &quantizer = job.quantizer();
+    const int64_t n_blocks = count / job.info.block, row_bytes = job.info.row_bytes(job.n);
+    if (job.is_weighted())
+        for (int64_t row = 0; row < count / job.n; ++row)
+            quantizer.quantize_weighted(weights + row * job.n, job.importance, job.n / job.info.block,
+                                        out + row * row_bytes);
+    else quantizer.quantize(weights, n_blocks, out);
+    if (job.search == Search::best)
+        job.functions.improve(quantizer, weights, job.is_weighted() ? job.importance : nullptr, job.n, n_blocks, out);
+}
+
+// Quantizes the weights from `first` to `end` in pieces, as far as they are finite. Returns how far that is.
+static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end) {
+    const int64_t piece = job.whole_rows(PIECE);
     std::vector<float> buffer(job.source == Type::F32 ? 0 : piece);
     for (; first < end; first += piece) {
-        const int64_t count = std::min(piece, end - first), n_blocks = count / job.info.block;
+        const int64_t count = std::min(piece, end - first);
         const float *weights = as_floats(job, first, count, buffer.data());
         const int64_t finite = job.functions.find_non_finite(weights, count);
         if (finite < count) return first + finite;
-        std::byte *blocks = static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes;
-        if (job.is_weighted()) quantizer.quantize_weighted(weights, job.importance, n_blocks, blocks);
-        else quantizer.quantize(weights, n_blocks, blocks);
+        quantize_piece(job, weights, count,
+                       static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes);
     }
     return end;
 }
@@ -191,22 +208,23 @@ static void check(const Job &job) {
     check_row(job.info, job.n);
     if (job.source > Type::BF16) throw std::invalid_argument("only F32, F16 and BF16 rows can be quantized");
     if (!job.importance && !job.quantizer().quantize)
-        throw std::invalid_argument(std::string(job.info.name) + " needs an importance matrix: without it, nothing sensible remains");
+        throw std::invalid_argument(std::string(job.info.name) +
+                                    " needs an importance matrix: without it, nothing sensible remains");
+    if (job.search == Search::best && !job.quantizer().format)
+        throw std::invalid_argument("no better search for type " + std::string(job.info.name));
     check_grid(job.info);
 }
 
+bool has_better_search(Type type) { return table(Isa::scalar).types[static_cast<size_t>(type)]->format != nullptr; }
+
 void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads, Isa isa,
-              const float *importance) {
-    const Job job{table(isa), type_info(type), source, x, n, out, importance};
+              const float *importance, Search search) {
+    const Job job{table(isa), type_info(type), source, x, n, out, importance, search};
     check(job);
     const int64_t n_weights = rows * n;
     std::atomic<int64_t> first_bad{n_weights};
-    // Importance belongs to columns, and some types weigh it with what the whole row has: rows stay whole.
-    const int64_t piece = job.is_weighted() ? n : PIECE;
-    const int64_t chunk = job.is_weighted() ? std::max(CHUNK / std::max(n, int64_t(1)), int64_t(1)) * n : CHUNK;
-
-    for_each_chunk(n_weights, chunk, threads, [&](int64_t first, int64_t end) {
-        const int64_t reached = quantize_chunk(job, first, end, piece);
+    for_each_chunk(n_weights, job.whole_rows(CHUNK), threads, [&](int64_t first, int64_t end) {
+        const int64_t reached = quantize_chunk(job, first, end);
         int64_t smallest = first_bad;
         while (reached < end && reached < smallest && !first_bad.compare_exchange_weak(smallest, reached)) {
         }

@@ -52,14 +52,20 @@ class NonFiniteError : public std::runtime_error {
     const int64_t row, column;
 };
 
+// reference: llama.cpp's bytes; best: smaller errors in the same format, see best_search.cpp.
+enum class Search { reference, best };
+
+// Whether a type can be searched better than llama.cpp does.
+bool has_better_search(Type type);
+
 // Quantizes `rows` rows of n weights to `type`. The source's type is F32, F16 or BF16; out has
 // rows * type_info(type).row_bytes(n) bytes. The bytes depend neither on the threads nor on the
 // instruction set. `importance` has n numbers that say how much each column counts, none of them negative or
 // infinite; nullptr: all the same, and the quantizer follows its own rules. Throws NonFiniteError, and
-// std::invalid_argument where the block does not divide n, a type cannot do without importance, or its grid has
-// not been set.
+// std::invalid_argument where the block does not divide n, a type cannot do without importance or has no better
+// search, or its grid has not been set.
 void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
-              Isa isa = active_isa(), const float *importance = nullptr);
+              Isa isa = active_isa(), const float *importance = nullptr, Search search = Search::reference);
 
 // The float32 values of rows of blocks of any type. Throws std::invalid_argument where the block does
 // not divide n or the type's grid has not been set.

@@ -1,6 +1,8 @@
 // What the sources that are compiled once per instruction set offer to the rest.
 #pragma once
 
+#include "format.hpp"
+
 #include <cstdint>
 
 namespace phi {
@@ -14,11 +16,17 @@ struct Quantizer {
     void (*dequantize)(const void *data, int64_t n_blocks, float *x);
     // The blocks of one whole row, and how much each of its columns counts. nullptr: that makes no difference.
     void (*quantize_weighted)(const float *x, const float *importance, int64_t n_blocks, void *out) = nullptr;
+    // For `improve`, which knows nothing better than the blocks of a type that has none.
+    const Format *format = nullptr;
 };
 
 struct QuantizerTable {
     const Quantizer *types[N_TYPES];                       // in the order of the enumeration Type
     int64_t (*find_non_finite)(const float *x, int64_t n); // index of the first, or n
+    // Puts better blocks in the place of those that the quantizer made of whole rows of n weights.
+    // importance: how much each column counts; nullptr: not known
+    void (*improve)(const Quantizer &quantizer, const float *x, const float *importance, int64_t n, int64_t n_blocks,
+                    void *blocks);
 };
 
 } // namespace phi

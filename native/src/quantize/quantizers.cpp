@@ -18,6 +18,7 @@ const QuantizerTable quantizer_table = {
         &quantizer_q1_0, &quantizer_q2_0,
     },
     find_non_finite,
+    improve,
 };
 
 } // namespace phi::PHI_ISA

@@ -8,6 +8,10 @@ namespace phi::PHI_ISA {
 // Index of the first weight that is infinite or not a number, n where there is none.
 int64_t find_non_finite(const float *x, int64_t n);
 
+// best_search.cpp, see QuantizerTable
+void improve(const Quantizer &quantizer, const float *x, const float *importance, int64_t n, int64_t n_blocks,
+             void *blocks);
+
 // float_types.cpp
 extern const Quantizer quantizer_f32, quantizer_f16, quantizer_bf16;
 // legacy.cpp

@@ -1,8 +1,7 @@
 // How a sub-block finds its scale: try some, keep the one whose codes fit best.
 // Lane: a sub-block. PAIR_LANES searches run side by side, and each lane does its float operations in the
 // reference's order, so that it decides as the reference decides. x[i] has weight i of every sub-block.
-// To read, with the mathematics: phicourse/quantize/scale_search.py and weighted_search.py, which have the
-// same functions.
+// To read, with the mathematics: phicourse/quantize/scale_search.py, which has the same functions.
 #pragma once
 
 #include "../simd.hpp"
@@ -12,7 +11,7 @@ namespace phi::PHI_ISA {
 // Below this largest magnitude a sub-block counts as all zero.
 constexpr float ZERO = 1e-15f;
 
-// The searches for codes on both sides of zero take Floats as well as pairs of them.
+// The searches for scales alone take Floats as well as pairs of them.
 template <class V> static inline V clamp(V v, int low, int high) {
     return min(max(v, V{} + (float)low), V{} + (float)high);
 }
@@ -108,22 +107,21 @@ enum class Codes { of_both_signs, bytes };
 // Takes weight after weight out of the sums, gives it the code that is nearest with the scale that the others
 // want, and keeps that if the gain (sum of w x l)^2 / (sum of w l^2) grows; at most five times round.
 // Bytes are from 0 to `highest`, but nothing stops a number below zero: its code wraps around, as in ggml.
-template <int n, int highest, Codes kind>
-static inline void descend(const FloatPair *x, const FloatPair *w, const FloatPair *weighted_x, FloatPair *codes,
-                           Projections<FloatPair> &sums) {
+template <int n, int highest, Codes kind, class V>
+static inline void descend(const V *x, const V *w, const V *weighted_x, V *codes, Projections<V> &sums) {
     for (int round = 0; round < 5; ++round) {
         bool changed = false;
         for (int i = 0; i < n; ++i) {
-            const FloatPair others_xl = sums.xl - weighted_x[i] * codes[i];
-            const FloatPair others_ll = sums.ll - w[i] * codes[i] * codes[i];
-            FloatPair tried = min(nearest_float(x[i] * others_ll / others_xl), splat_pair(highest));
-            if (kind == Codes::of_both_signs) tried = max(tried, splat_pair(-highest - 1));
-            const IntPair candidate = (others_xl > 0.0f) & (tried != codes[i]);
+            const V others_xl = sums.xl - weighted_x[i] * codes[i];
+            const V others_ll = sums.ll - w[i] * codes[i] * codes[i];
+            V tried = min(nearest_float(x[i] * others_ll / others_xl), V{} + (float)highest);
+            if (kind == Codes::of_both_signs) tried = max(tried, V{} - (float)(highest + 1));
+            const auto candidate = (others_xl > 0.0f) & (tried != codes[i]);
             if (!any(candidate)) continue; // often; and it need not wait for the division
-            Projections<FloatPair> with{others_xl, others_ll};
+            Projections<V> with{others_xl, others_ll};
             with.add(w[i], weighted_x[i], tried);
-            const FloatPair divisor = select(candidate, kind == Codes::bytes ? others_ll : with.ll, FloatPair{});
-            const IntPair better = (divisor > 0.0f) & (with.xl * with.xl * sums.ll > sums.xl * sums.xl * with.ll);
+            const V divisor = select(candidate, kind == Codes::bytes ? others_ll : with.ll, V{});
+            const auto better = (divisor > 0.0f) & (with.xl * with.xl * sums.ll > sums.xl * sums.xl * with.ll);
             sums = {select(better, with.xl, sums.xl), select(better, with.ll, sums.ll)};
             codes[i] = select(better, kind == Codes::bytes ? nearest_byte(tried) : tried, codes[i]);
             changed |= any(better);
@@ -154,41 +152,38 @@ template <int n, int n_max> static inline FloatPair symmetric_descent(const Floa
 // ---- codes from zero up ----------------------------------------------------------------------
 
 // Sum of w (x - scale * code)^2
-template <int n>
-static inline FloatPair squares(const FloatPair *x, const FloatPair *w, FloatPair scale, const FloatPair *codes) {
-    FloatPair sum{};
+template <int n, class V> static inline V squares(const V *x, const V *w, V scale, const V *codes) {
+    V sum{};
     for (int i = 0; i < n; ++i) {
-        const FloatPair difference = x[i] - scale * codes[i];
+        const V difference = x[i] - scale * codes[i];
         sum += w[i] * difference * difference;
     }
     return sum;
 }
 
-template <int n, int n_max>
-static inline void codes_up_to(const FloatPair *x, FloatPair inverse, FloatPair *codes) {
-    for (int i = 0; i < n; ++i) codes[i] = min(nearest_float(inverse * x[i]), splat_pair(n_max));
+template <int n, int n_max, class V> static inline void codes_up_to(const V *x, V inverse, V *codes) {
+    for (int i = 0; i < n; ++i) codes[i] = min(nearest_float(inverse * x[i]), V{} + (float)n_max);
 }
 
 // For numbers that are not negative, such as scales: eight trials around the obvious scale, then codes one by
 // one. Sets the codes, bytes of 0 to n_max; returns the scale; zeros where nothing reaches ZERO.
-template <int n, int n_max>
-static inline FloatPair positive_search(const FloatPair *x, const FloatPair *w, FloatPair *codes) {
-    FloatPair largest{};
+template <int n, int n_max, class V> static inline V positive_search(const V *x, const V *w, V *codes) {
+    V largest{};
     for (int i = 0; i < n; ++i) largest = select(largest > x[i], largest, x[i]);
-    FloatPair inverse = (float)n_max / largest;
+    V inverse = (float)n_max / largest;
     for (int i = 0; i < n; ++i) codes[i] = nearest_byte(inverse * x[i]);
-    FloatPair best = squares<n>(x, w, 1.0f / inverse, codes);
+    V best = squares<n>(x, w, 1.0f / inverse, codes);
     for (int step = -4; step <= 4; ++step) {
         if (step == 0) continue;
-        const FloatPair tried = (0.1f * step + n_max) / largest;
+        const V tried = (0.1f * step + n_max) / largest;
         codes_up_to<n, n_max>(x, tried, codes);
-        const FloatPair error = squares<n>(x, w, 1.0f / tried, codes);
+        const V error = squares<n>(x, w, 1.0f / tried, codes);
         inverse = select(error < best, tried, inverse);
         best = select(error < best, error, best);
     }
 
-    FloatPair weighted_x[n];
-    Projections<FloatPair> sums{};
+    V weighted_x[n];
+    Projections<V> sums{};
     codes_up_to<n, n_max>(x, inverse, codes);
     for (int i = 0; i < n; ++i) {
         weighted_x[i] = w[i] * x[i];
@@ -196,9 +191,9 @@ static inline FloatPair positive_search(const FloatPair *x, const FloatPair *w, 
         codes[i] = nearest_byte(codes[i]);
     }
     descend<n, n_max, Codes::bytes>(x, w, weighted_x, codes, sums);
-    const IntPair empty = largest < ZERO;
-    for (int i = 0; i < n; ++i) codes[i] = select(empty, FloatPair{}, codes[i]);
-    return select(empty, FloatPair{}, select(sums.ll > 0.0f, sums.xl / sums.ll, FloatPair{}));
+    const auto empty = largest < ZERO;
+    for (int i = 0; i < n; ++i) codes[i] = select(empty, V{}, codes[i]);
+    return select(empty, V{}, select(sums.ll > 0.0f, sums.xl / sums.ll, V{}));
 }
 
 // ---- affine: weight = scale * code + minimum, with codes from 0 to n_max, minimum <= 0 -------

@@ -2,47 +2,18 @@
 #pragma once
 
 #include "../blocks.hpp"
-#include "../simd.hpp"
+#include "groups.hpp"
 #include "scale_search.hpp"
 
 namespace phi::PHI_ISA {
 
-// ---- groups ----------------------------------------------------------------------------------
+// ---- groups and batches ----------------------------------------------------------------------
 
-// A group is as many super-blocks as fill the lanes with their sub-blocks, at least one.
+// As many super-blocks as fill the lanes with their sub-blocks, at least one.
 constexpr int group_of(int sub_blocks) { return PAIR_LANES > sub_blocks ? PAIR_LANES / sub_blocks : 1; }
 
-// The numbers of fewer super-blocks than a group has, and zeros behind them, so that every lane has a sub-block.
-template <int group> struct Rest {
-    float values[group * SUPER_BLOCK] = {};
-
-    Rest(const float *x, int blocks) { __builtin_memcpy(values, x, sizeof(float) * blocks * SUPER_BLOCK); }
-};
-
-// Calls quantize_group(x, out, blocks) for each group. The last one may have fewer blocks: x is a Rest then.
-template <int group, class Block, class QuantizeGroup>
-static inline void for_each_group(const float *x, int64_t n_blocks, Block *out, QuantizeGroup quantize_group) {
-    int64_t block = 0;
-    for (; block + group <= n_blocks; block += group) quantize_group(x + block * SUPER_BLOCK, out + block, group);
-    if (block == n_blocks) return;
-    const int blocks = (int)(n_blocks - block);
-    quantize_group(Rest<group>(x + block * SUPER_BLOCK, blocks).values, out + block, blocks);
-}
-
-// ---- batches: super-blocks of a row with importance ------------------------------------------
-
-// Their scales are searched, too, a super-block a lane: so many are done before the search.
+// Where something is found for whole super-blocks, too, such as their mean squares: one in each lane.
 constexpr int BATCH = LANES;
-
-// Calls quantize_batch(x, importance, out, blocks) for each batch of a row. The last one may have fewer blocks.
-template <class Block, class QuantizeBatch>
-static inline void for_each_batch(const float *x, const float *importance, int64_t n_blocks, Block *out,
-                                  QuantizeBatch quantize_batch) {
-    for (int64_t block = 0; block < n_blocks; block += BATCH) {
-        const int blocks = n_blocks - block < BATCH ? (int)(n_blocks - block) : BATCH;
-        quantize_batch(x + block * SUPER_BLOCK, importance + block * SUPER_BLOCK, out + block, blocks);
-    }
-}
 
 // PAIR_LANES sub-blocks of `size` weights, and the importance of their columns.
 template <int size> struct WeightedColumns {
@@ -50,46 +21,38 @@ template <int size> struct WeightedColumns {
     FloatPair weights[size], counts[size]; // [weight of the sub-block], lane: sub-block
 };
 
-// Calls search(columns) for all sub-blocks of a batch, and for zeros that fill up the last group.
+// Calls search(columns) for the sub-blocks of so many super-blocks of a batch, and for others that fill up the
+// last group.
 template <int size, class Search>
 static inline void for_each_columns(const float *x, const float *importance, int blocks, Search search) {
-    constexpr int sub_blocks = SUPER_BLOCK / size, group = group_of(sub_blocks);
-    const auto search_group = [&](const float *x, const float *importance, int block) {
-        for (int first = 0; first < group * sub_blocks; first += PAIR_LANES) {
-            WeightedColumns<size> columns;
-            columns.first = block * sub_blocks + first;
-            load_transposed<size>(x + first * size, columns.weights);
-            load_transposed<size>(importance + first * size, columns.counts);
-            search(columns);
-        }
-    };
-    int block = 0;
-    for (; block + group <= blocks; block += group)
-        search_group(x + block * SUPER_BLOCK, importance + block * SUPER_BLOCK, block);
-    if (block >= blocks) return;
-    const Rest<group> last(x + block * SUPER_BLOCK, blocks - block);
-    const Rest<group> its_importance(importance + block * SUPER_BLOCK, blocks - block);
-    search_group(last.values, its_importance.values, block);
+    constexpr int sub_blocks = SUPER_BLOCK / size;
+    static_assert(BATCH * sub_blocks % PAIR_LANES == 0);
+    for (int first = 0; first < blocks * sub_blocks; first += PAIR_LANES) {
+        WeightedColumns<size> columns;
+        columns.first = first;
+        load_transposed<size>(x + first * size, columns.weights);
+        load_transposed<size>(importance + first * size, columns.counts);
+        search(columns);
+    }
 }
 
-// The mean squares of the super-blocks of a batch, times the factor.
-static inline Floats mean_squares(const float *x, int blocks, float factor) {
+// factor times the mean of x^2 of each super-block of a batch, summed up in the order of memory.
+static inline Floats mean_squares(const float *x, float factor) {
     Floats sum{};
     for (int i = 0; i < SUPER_BLOCK; i += LANES) {
-        Floats columns[LANES]; // lane: super-block; the last one again and again where there are no more
-        for (int lane = 0; lane < LANES; ++lane)
-            columns[lane] = load<Floats>(x + (lane < blocks ? lane : blocks - 1) * SUPER_BLOCK + i);
-        transpose(columns);
+        Floats columns[LANES];
+        load_columns<LANES, SUPER_BLOCK>(x + i, columns);
         for (int k = 0; k < LANES; ++k) sum += columns[k] * columns[k];
     }
     return factor * sum / (float)SUPER_BLOCK;
 }
 
-// From lanes of super-blocks to lanes of sub-blocks, PAIR_LANES from `first` on.
-template <int sub_blocks> static inline FloatPair spread(Floats of_super_blocks, int first) {
-    float values[PAIR_LANES];
-    for (int lane = 0; lane < PAIR_LANES; ++lane) values[lane] = of_super_blocks[(first + lane) / sub_blocks];
-    return load<FloatPair>(values);
+// From lanes of super-blocks to lanes of sub-blocks, from number `first` of the batch on.
+template <int sub_blocks, class V> static inline V spread(Floats of_super_blocks, int first) {
+    constexpr int lanes = sizeof(V) / sizeof(float);
+    float values[lanes];
+    for (int lane = 0; lane < lanes; ++lane) values[lane] = of_super_blocks[(first + lane) / sub_blocks];
+    return load<V>(values);
 }
 
 // Number j of each super-block of a batch. Lane: super-block.
@@ -176,9 +139,9 @@ template <int sub_blocks> struct WeightedAffine {
     // The errors count importance * sqrt(factor * mean square + x^2)
     template <int n_max> void search(const float *x, const float *importance, int blocks, float factor) {
         constexpr int size = SUPER_BLOCK / sub_blocks;
-        const Floats of_super_blocks = mean_squares(x, blocks, factor);
+        const Floats of_super_blocks = mean_squares(x, factor);
         for_each_columns<size>(x, importance, blocks, [&](const WeightedColumns<size> &columns) {
-            const FloatPair mean_square = spread<sub_blocks>(of_super_blocks, columns.first);
+            const FloatPair mean_square = spread<sub_blocks, FloatPair>(of_super_blocks, columns.first);
             FloatPair w[size];
             error_weights<size>(columns.weights, columns.counts, mean_square, w);
             store(counts + columns.first, sum_in_order<size>(w));
@@ -201,5 +164,27 @@ template <int sub_blocks> struct WeightedAffine {
         }
     }
 };
+
+// ---- scales that are odd numbers -------------------------------------------------------------
+
+// The common scale of a super-block's scales, and their codes: l stands for 2 l + 1.
+struct BlockScale {
+    float d;
+    uint8_t codes[16];
+    bool empty; // nothing in the whole super-block
+};
+
+template <int n, int highest> static inline BlockScale scale_codes(const float *scales) {
+    float peak = 0;
+    for (int i = 0; i < n; ++i) peak = peak > scales[i] ? peak : scales[i];
+    BlockScale found{peak / (2 * highest + 1), {}, peak == 0};
+    if (found.empty) return found;
+    const float inverse = 1 / found.d;
+    for (int i = 0; i < n; ++i) {
+        const int code = nearest_int(0.5f * (inverse * scales[i] - 1));
+        found.codes[i] = code < 0 ? 0 : code < highest ? code : highest;
+    }
+    return found;
+}
 
 } // namespace phi::PHI_ISA

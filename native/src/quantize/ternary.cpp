@@ -6,19 +6,6 @@
 
 namespace phi::PHI_ISA {
 
-// Calls set_trits(x, 1 / scale, block) for each block, whose d is set.
-template <class Block, class SetTrits>
-static inline void quantize_ternary(const float *x, int64_t n_blocks, Block *out, SetTrits set_trits) {
-    const auto quantize_group = [=](const float *x, Block *out, int blocks) {
-        const BlockScales scales(largest_magnitudes<SUPER_BLOCK>(x));
-        for (int block = 0; block < blocks; ++block, x += SUPER_BLOCK) {
-            out[block].d = scales.d[block];
-            set_trits(x, scales.inverse[block], out[block]);
-        }
-    };
-    for_each_filled_group<LANES, SUPER_BLOCK>(x, n_blocks, out, quantize_group);
-}
-
 // 0, 1 or 2; 1, too, where a subnormal scale has no finite inverse.
 static inline Ints trits(const float *x, float inverse) {
     return (round_away(load<Floats>(x) * inverse) + 1) & 3;
@@ -37,11 +24,12 @@ constexpr uint8_t POWERS_OF_3[] = {1, 3, 9, 27, 81};
 // Trit t, for both vectors and numbers.
 template <class V> static inline V trit(V bytes, int t) { return ((bytes * POWERS_OF_3[t] & 255) * 3) >> 8; }
 
-// `columns` bytes of five trits each: trit t of byte l is weight l + columns * t.
-template <int columns> static inline void pack_trits(const float *x, float inverse, uint8_t *bytes) {
+// `columns` bytes of five trits each: trit t of byte l is that of weight first + l + columns * t.
+// trits_of(i): the trits of LANES weights from number i on
+template <int columns, class TritsOf> static inline void pack_trits(TritsOf trits_of, int first, uint8_t *bytes) {
     for (int l = 0; l < columns; l += LANES) {
         Ints q{};
-        for (int t = 0; t < 5; ++t) q = q * 3 + trits(x + columns * t + l, inverse);
+        for (int t = 0; t < 5; ++t) q = q * 3 + trits_of(first + columns * t + l);
         store_bytes(bytes + l, fraction(q));
     }
 }
@@ -52,9 +40,9 @@ template <int columns> static inline void unpack_trits(const uint8_t *bytes, flo
 }
 
 // The last 16 weights: four trits a byte, and a fifth digit 0.
-static inline void pack_last_trits(const float *x, float inverse, uint8_t *qh) {
+template <class TritsOf> static inline void pack_last_trits(TritsOf trits_of, int first, uint8_t *qh) {
     uint8_t last[16];
-    for (int i = 0; i < 16; i += LANES) store_bytes(last + i, trits(x + i, inverse));
+    for (int i = 0; i < 16; i += LANES) store_bytes(last + i, trits_of(first + i));
     for (int l = 0; l < 4; ++l) {
         const int q = 81 * last[l] + 27 * last[4 + l] + 9 * last[8 + l] + 3 * last[12 + l];
         qh[l] = (uint8_t)((q * 256 + 242) / 243);
@@ -66,13 +54,10 @@ static inline void unpack_last_trits(const uint8_t *qh, float d, float *x) {
         for (int l = 0; l < 4; ++l) x[4 * t + l] = (float)(trit<int>(qh[l], t) - 1) * d;
 }
 
-static void quantize_tq1_0(const float *x, int64_t n_blocks, void *out) {
-    const auto set_trits = [](const float *x, float inverse, BlockTQ1_0 &out) {
-        pack_trits<32>(x, inverse, out.qs);
-        pack_trits<16>(x + 160, inverse, out.qs + 32);
-        pack_last_trits(x + 240, inverse, out.qh);
-    };
-    quantize_ternary(x, n_blocks, (BlockTQ1_0 *)out, set_trits);
+template <class TritsOf> static inline void set_trits(TritsOf trits_of, BlockTQ1_0 &out) {
+    pack_trits<32>(trits_of, 0, out.qs);
+    pack_trits<16>(trits_of, 160, out.qs + 32);
+    pack_last_trits(trits_of, 240, out.qh);
 }
 
 static void dequantize_tq1_0(const void *data, int64_t n_blocks, float *x) {
@@ -87,16 +72,13 @@ static void dequantize_tq1_0(const void *data, int64_t n_blocks, float *x) {
 
 // ---- TQ2_0 -----------------------------------------------------------------------------------
 
-static void quantize_tq2_0(const float *x, int64_t n_blocks, void *out) {
-    const auto set_trits = [](const float *x, float inverse, BlockTQ2_0 &out) {
-        for (int h = 0; h < 2; ++h) // 128 weights: four quarters of 32
-            for (int l = 0; l < 32; l += LANES) {
-                Ints byte{};
-                for (int t = 0; t < 4; ++t) byte |= trits(x + 128 * h + 32 * t + l, inverse) << 2 * t;
-                store_bytes(out.qs + 32 * h + l, byte);
-            }
-    };
-    quantize_ternary(x, n_blocks, (BlockTQ2_0 *)out, set_trits);
+template <class TritsOf> static inline void set_trits(TritsOf trits_of, BlockTQ2_0 &out) {
+    for (int h = 0; h < 2; ++h) // 128 weights: four quarters of 32
+        for (int l = 0; l < 32; l += LANES) {
+            Ints byte{};
+            for (int t = 0; t < 4; ++t) byte |= trits_of(128 * h + 32 * t + l) << 2 * t;
+            store_bytes(out.qs + 32 * h + l, byte);
+        }
 }
 
 static void dequantize_tq2_0(const void *data, int64_t n_blocks, float *x) {
@@ -111,7 +93,39 @@ static void dequantize_tq2_0(const void *data, int64_t n_blocks, float *x) {
     }
 }
 
-const Quantizer quantizer_tq1_0 = {quantize_tq1_0, dequantize_tq1_0};
-const Quantizer quantizer_tq2_0 = {quantize_tq2_0, dequantize_tq2_0};
+// ---- both ------------------------------------------------------------------------------------
+
+template <class Block> static void quantize(const float *x, int64_t n_blocks, void *out) {
+    const auto quantize_group = [](const float *x, Block *out, int blocks) {
+        const BlockScales scales(largest_magnitudes<SUPER_BLOCK>(x));
+        for (int block = 0; block < blocks; ++block, x += SUPER_BLOCK) {
+            out[block].d = scales.d[block];
+            set_trits([x, inverse = scales.inverse[block]](int i) { return trits(x + i, inverse); }, out[block]);
+        }
+    };
+    for_each_filled_group<LANES, SUPER_BLOCK>(x, n_blocks, (Block *)out, quantize_group);
+}
+
+template <class Block> static void read(const void *block, Scales &scales) {
+    scales.d = widen_f16(((const Block *)block)->d);
+    scales.scale[0] = 1;
+}
+
+template <class Block> static void write(const Scales &scales, const uint8_t *codes, void *block) {
+    Block &out = *(Block *)block;
+    out.d = narrow_f16(scales.d);
+    set_trits([=](int i) { return load_bytes(codes + i); }, out);
+}
+
+template <class Block>
+constexpr Format FORMAT = {
+    .n_sub = 1, .size = SUPER_BLOCK, .bytes = sizeof(Block),
+    .first = -1, .last = 1, .lowest_scale = 1, .highest_scale = 1, .lowest_minimum = 0,
+    .counts = Counts::equal, .mean = Mean::none,
+    .read = read<Block>, .write = write<Block>,
+};
+
+const Quantizer quantizer_tq1_0 = {quantize<BlockTQ1_0>, dequantize_tq1_0, nullptr, &FORMAT<BlockTQ1_0>};
+const Quantizer quantizer_tq2_0 = {quantize<BlockTQ2_0>, dequantize_tq2_0, nullptr, &FORMAT<BlockTQ2_0>};
 
 } // namespace phi::PHI_ISA
