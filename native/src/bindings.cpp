@@ -1,6 +1,7 @@
 // The compiled module phicourse.native: the only file here that knows Python.
 #include "blocks.hpp"
 #include "engine/engine.hpp"
+#include "engine/multiply.hpp"
 #include "isa.hpp"
 #include "quantize/quantize.hpp"
 
@@ -277,7 +278,28 @@ class PythonEngine {
     phi::Engine engine_;
 };
 
+// Types of floats are read in place, so that they must lie where such numbers may.
+static void multiply(const std::string &type_name, Matrix<const uint8_t> data, Matrix<const float> x,
+                     Matrix<float> out, int threads, const std::optional<std::string> &isa) {
+    const phi::TypeInfo &type = phi::type_info(type_name);
+    phi::check_grid(type);
+    check_shapes(type, out.shape(1), x.shape(1), data.shape(0), data.shape(1));
+    if (out.shape(0) != x.shape(0))
+        throw nb::value_error(("out has rows for " + std::to_string(out.shape(0)) + " vectors, x has " +
+                               std::to_string(x.shape(0)))
+                                  .c_str());
+    if (reinterpret_cast<uintptr_t>(data.data()) % (type.type == phi::Type::F32 ? 4 : 2) != 0)
+        throw nb::value_error("the weights must begin at an address divisible by the size of their numbers");
+    const phi::Isa chosen = isa_or_active(isa);
+    nb::gil_scoped_release release;
+    const phi::Matrix weight{type.type, static_cast<int64_t>(data.shape(0)), static_cast<int64_t>(x.shape(1)),
+                             static_cast<int64_t>(data.shape(1)), data.data()};
+    phi::multiply(weight, x.data(), static_cast<int>(x.shape(0)), out.data(), threads, chosen);
+}
+
 static void bind_engine(nb::module_ &m) {
+    m.def("multiply", multiply, "type"_a, "data"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
+          "threads"_a = 1, "isa"_a = nb::none());
     nb::class_<PythonEngine>(m, "Engine")
         .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
              "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")

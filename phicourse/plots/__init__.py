@@ -12,6 +12,7 @@ from phicourse.plots.layout import draw_byte_differences, draw_layout
 from phicourse.plots.mixes import draw_change, draw_mixes
 from phicourse.plots.next_token import draw_next_tokens
 from phicourse.plots.quantized import draw_quantized
+from phicourse.plots.roofline import draw_race, draw_roofline
 from phicourse.plots.rotation import draw_clocks
 from phicourse.plots.search import draw_errors, draw_fit, draw_trials
 from phicourse.plots.sizes import draw_sizes
@@ -40,6 +41,8 @@ __all__ = [
     "draw_next_tokens",
     "draw_pairs",
     "draw_quantized",
+    "draw_race",
+    "draw_roofline",
     "draw_rope_pairs",
     "draw_shares",
     "draw_sizes",
