@@ -53,10 +53,6 @@ class Head(nn.Module):
         self.weight = None if weight is None else nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x (batch, time, hidden), embedding (vocab, hidden); returns (batch, time, vocab)."""
-        return linear(x, embedding if self.weight is None else self.weight, self.bias)
-
 
 class Phi(nn.Module):
     """A Phi language model whose parameters have the names of its Hugging Face checkpoint."""
@@ -79,5 +75,6 @@ class Phi(nn.Module):
         if total > self.config.context_length:
             raise ModelError(f"{total} tokens do not fit into a context of {self.config.context_length}")
         hidden = self.model(ids, cache)
-        logits: Tensor = self.lm_head(hidden, self.model.embed_tokens.weight)
-        return logits.float()
+        head = self.lm_head
+        matrix = self.model.embed_tokens.weight if head.weight is None else head.weight
+        return linear(hidden, matrix, head.bias).float()
