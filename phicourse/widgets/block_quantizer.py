@@ -205,11 +205,7 @@ class _Desk:
         self.scale = self._slider("scale", SCALES, quantizer.choice.scale)
         self.shift = self._slider("minimum", SHIFTS, quantizer.choice.shift)
         self.where = ipywidgets.ToggleButtons(
-            options=PLACES,
-            value=quantizer.where,
-            description="odds with",
-            style={"button_width": "96px"},
-            layout={"width": "410px"},  # label and buttons side by side
+            options=PLACES, value=quantizer.where, description="odds with", style={"button_width": "96px"}
         )
         self.buttons = [self._button("Q4_1", Q4_1), self._button("best", quantizer.best)]
         self.picture = ipywidgets.Image(format="png")
