@@ -30,10 +30,11 @@ endif
 
 # When nobody watches: no exercise counts as tried, and widgets show the picture that needs no kernel.
 UNATTENDED := PHICOURSE_PROGRESS= PHICOURSE_STATIC=1
+BROWSER    := tests/notebooks/test_browser.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run lab test lint test-native test-sanitize test-python test-notebooks notebooks student solved bench bench-convert bench-quantize train oracles clean
+.PHONY: help run lab test lint test-native test-sanitize test-python test-notebooks test-browser notebooks student solved bench bench-convert bench-quantize bench-notebooks train oracles clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -46,7 +47,7 @@ lab: $(VENV)/.lab ## JupyterLab on notebook 00
 	$(SAY) "opening JupyterLab on notebook 00; Ctrl-C ends it"
 	@$(BIN)/jupyter lab notebooks/00_from_checkpoint_to_chat.ipynb
 
-test: lint test-native test-python test-notebooks ## everything that must hold
+test: lint test-native test-python test-notebooks test-browser ## everything that must hold
 
 lint: $(VENV)/.test
 	$(SAY) "checking format, lint and types"
@@ -77,12 +78,17 @@ test-sanitize: $(VENV)/.test ## the C++ tests with every memory access, overflow
 
 test-python: $(VENV)/.test $(SDIST)
 	$(SAY) "running the Python tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --ignore=$(BROWSER)
 
 test-notebooks: $(VENV)/.test
 	$(SAY) "running the notebooks from top to bottom"
 	@$(BIN)/python -m phicourse.exercises.variants solved
 	@$(UNATTENDED) $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 -p no:cacheprovider notebooks solved
+
+# Debian's chromium or Google's Chrome; where neither is installed, the tests say so in a line and are skipped.
+test-browser: $(VENV)/.test ## three notebooks in JupyterLab in a real browser; the pictures go to out/browser
+	$(SAY) "running notebooks in JupyterLab in a browser"
+	@$(BIN)/python -m pytest -rs $(BROWSER)
 
 notebooks: $(VENV)/.lab ## run the notebooks and keep their outputs, as they are committed
 	$(SAY) "running the notebooks and saving their outputs"
@@ -111,6 +117,10 @@ bench-quantize: $(VENV)/.test ## every quantized type, and 3.8 billion parameter
 	$(SAY) "quantizing rows of every type, then 7.6 GB of random weights, ours and llama.cpp's way"
 	@$(BIN)/python tests/benchmarks/bench_quantize.py
 	@$(BIN)/python tests/benchmarks/bench_quantize.py --model
+
+bench-notebooks: $(VENV)/.test ## seconds and memory of each notebook, into the table of the README
+	$(SAY) "measuring the notebooks"
+	@$(UNATTENDED) $(BIN)/python tests/benchmarks/bench_notebooks.py
 
 train: $(VENV)/.lab ## train phi-tiny, or go on from its last checkpoint
 	$(SAY) "training phi-tiny; Ctrl-C stops, the same command resumes"

@@ -83,6 +83,25 @@ def block_layouts() -> dict[str, dict[str, int | dict[str, int]]]:
 
 # ---- engine
 
+def multiply(
+    type: str,
+    data: NDArray[np.uint8],
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Multiply a weight matrix with vectors, as the engine does: out[token] = weights @ x[token].
+
+    Where the engine has kernels for the type, the vectors are coded in 8 bits first, with a scale for every 32
+    or 256 numbers. The result depends neither on the threads nor on how many vectors come at once.
+
+    data    (rows, row_bytes) uint8, the weights in blocks of `type`
+    x       (tokens, cols) float32, finite
+    out     (tokens, rows) float32, written
+    raises  ValueError: unknown type, wrong shape, an i-quant without its grid, an instruction set that is not here
+    """
+
 class Engine:
     """The forward pass of Phi-3 on weights in the types of a GGUF file, which stay where they are.
 

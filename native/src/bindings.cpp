@@ -1,6 +1,7 @@
 // The compiled module phicourse.native: the only file here that knows Python.
 #include "blocks.hpp"
 #include "engine/engine.hpp"
+#include "engine/multiply.hpp"
 #include "isa.hpp"
 #include "quantize/quantize.hpp"
 
@@ -177,6 +178,7 @@ template <class T> static T field_or(const nb::dict &config, const char *name, c
 
 static phi::Config config_from(const nb::dict &fields) {
     phi::Config config;
+    config.architecture = &phi::find_architecture(field<std::string>(fields, "architecture"));
     config.hidden_size = field<int64_t>(fields, "hidden_size");
     config.n_layers = field<int64_t>(fields, "n_layers");
     config.n_heads = field<int64_t>(fields, "n_heads");
@@ -189,10 +191,17 @@ static phi::Config config_from(const nb::dict &fields) {
     config.norm_eps = field<double>(fields, "norm_eps");
     config.rope_theta = field<double>(fields, "rope_theta");
     config.rope_size = field<int64_t>(fields, "rope_size");
-    config.attention_factor = field_or<double>(fields, "attention_factor", 1.0);
+    const double attention_factor = field_or<double>(fields, "attention_factor", 1.0);
+    config.short_magnitude = field_or<double>(fields, "short_mscale", attention_factor);
+    config.long_magnitude = field_or<double>(fields, "long_mscale", attention_factor);
     config.sliding_window = field_or<int64_t>(fields, "sliding_window", 0);
     config.short_factor = field_or<std::vector<float>>(fields, "short_factor", {});
     config.long_factor = field_or<std::vector<float>>(fields, "long_factor", {});
+    config.attention_bias = field_or<bool>(fields, "attention_bias", false);
+    config.output_bias = field_or<bool>(fields, "output_bias", false);
+    config.n_experts = field_or<int64_t>(fields, "n_experts", 0);
+    config.n_experts_used = field_or<int64_t>(fields, "n_experts_used", 0);
+    config.router_jitter = field_or<double>(fields, "router_jitter", 0.01);
     return config;
 }
 
@@ -224,9 +233,14 @@ class PythonEngine {
             squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals);
         }
         nb::dict arrays;
-        for (auto &[name, sums] : squares) {
-            using Array = nb::ndarray<nb::numpy, double, nb::ndim<1>>;
-            arrays[name.c_str()] = nb::cast(Array(sums.data(), {sums.size()}), nb::rv_policy::copy);
+        for (auto &[name, tensor] : squares) {
+            using Sums = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
+            using Counts = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
+            const size_t n = tensor.tokens.size();
+            const Sums sums(tensor.sums.data(), {n, tensor.sums.size() / n});
+            const Counts counts(tensor.tokens.data(), {n});
+            arrays[name.c_str()] = nb::make_tuple(nb::cast(sums, nb::rv_policy::copy),
+                                                  nb::cast(counts, nb::rv_policy::copy));
         }
         return arrays;
     }
@@ -264,7 +278,28 @@ class PythonEngine {
     phi::Engine engine_;
 };
 
+// Types of floats are read in place, so that they must lie where such numbers may.
+static void multiply(const std::string &type_name, Matrix<const uint8_t> data, Matrix<const float> x,
+                     Matrix<float> out, int threads, const std::optional<std::string> &isa) {
+    const phi::TypeInfo &type = phi::type_info(type_name);
+    phi::check_grid(type);
+    check_shapes(type, out.shape(1), x.shape(1), data.shape(0), data.shape(1));
+    if (out.shape(0) != x.shape(0))
+        throw nb::value_error(("out has rows for " + std::to_string(out.shape(0)) + " vectors, x has " +
+                               std::to_string(x.shape(0)))
+                                  .c_str());
+    if (reinterpret_cast<uintptr_t>(data.data()) % (type.type == phi::Type::F32 ? 4 : 2) != 0)
+        throw nb::value_error("the weights must begin at an address divisible by the size of their numbers");
+    const phi::Isa chosen = isa_or_active(isa);
+    nb::gil_scoped_release release;
+    const phi::Matrix weight{type.type, static_cast<int64_t>(data.shape(0)), static_cast<int64_t>(x.shape(1)),
+                             static_cast<int64_t>(data.shape(1)), data.data()};
+    phi::multiply(weight, x.data(), static_cast<int>(x.shape(0)), out.data(), threads, chosen);
+}
+
 static void bind_engine(nb::module_ &m) {
+    m.def("multiply", multiply, "type"_a, "data"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
+          "threads"_a = 1, "isa"_a = nb::none());
     nb::class_<PythonEngine>(m, "Engine")
         .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
              "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")

@@ -35,7 +35,25 @@ static Config longrope_config() {
     Config config = small_config();
     config.short_factor = {1.0f, 1.1f, 1.5f};
     config.long_factor = {1.2f, 3.0f, 7.0f};
-    config.attention_factor = 1.2;
+    config.short_magnitude = 1.2;
+    config.long_magnitude = 1.3;
+    return config;
+}
+
+static Config phi2_config() {
+    Config config = small_config();
+    config.architecture = &phi::find_architecture("phi2");
+    config.attention_bias = config.output_bias = true;
+    return config;
+}
+
+static Config phimoe_config() {
+    Config config = longrope_config();
+    config.architecture = &phi::find_architecture("phimoe");
+    config.attention_bias = config.output_bias = true;
+    config.n_experts = 5;
+    config.n_experts_used = 2;
+    config.router_jitter = 0.2;
     return config;
 }
 
@@ -45,17 +63,44 @@ class Model {
     explicit Model(const Config &config, bool tied = false) : config(config) {
         const int64_t hidden = config.hidden_size;
         add("token_embd.weight", config.vocab_size, hidden, 1);
-        for (int64_t i = 0; i < config.n_layers; ++i) {
-            const std::string prefix = "blk." + std::to_string(i) + ".";
-            add(prefix + "attn_norm.weight", 1, hidden, 1);
-            add(prefix + "ffn_norm.weight", 1, hidden, 1);
-            add(prefix + "attn_qkv.weight", config.qkv_size(), hidden, 0.4f);
-            add(prefix + "attn_output.weight", hidden, config.query_size(), 0.4f);
-            add(prefix + "ffn_up.weight", 2 * config.ffn_size, hidden, 0.4f);
-            add(prefix + "ffn_down.weight", hidden, config.ffn_size, 0.4f);
-        }
-        add("output_norm.weight", 1, hidden, 1);
+        for (int64_t i = 0; i < config.n_layers; ++i) add_layer("blk." + std::to_string(i) + ".");
+        add_norm("output_norm");
         if (!tied) add("output.weight", config.vocab_size, hidden, 0.2f);
+        if (config.output_bias) add("output.bias", 1, config.vocab_size, 1);
+    }
+
+    void add_layer(const std::string &prefix) {
+        const int64_t hidden = config.hidden_size, ffn = config.ffn_size, n = config.n_experts;
+        const bool bias = config.attention_bias, is_gelu = config.up_size() == ffn;
+        add_norm(prefix + "attn_norm");
+        if (!config.architecture->is_parallel) add_norm(prefix + "ffn_norm");
+        if (config.architecture->has_fused_qkv) {
+            add_linear(prefix + "attn_qkv", config.qkv_size(), hidden, bias);
+        } else {
+            add_linear(prefix + "attn_q", config.query_size(), hidden, bias);
+            add_linear(prefix + "attn_k", config.kv_size(), hidden, bias);
+            add_linear(prefix + "attn_v", config.kv_size(), hidden, bias);
+        }
+        add_linear(prefix + "attn_output", hidden, config.query_size(), bias);
+        if (config.has_experts()) {
+            add_linear(prefix + "ffn_gate_inp", n, hidden, false);
+            add_linear(prefix + "ffn_gate_exps", n * ffn, hidden, false);
+            add_linear(prefix + "ffn_up_exps", n * ffn, hidden, false);
+            add_linear(prefix + "ffn_down_exps", n * hidden, ffn, false);
+        } else {
+            add_linear(prefix + "ffn_up", config.up_size(), hidden, is_gelu);
+            add_linear(prefix + "ffn_down", hidden, ffn, is_gelu);
+        }
+    }
+
+    void add_norm(const std::string &name) {
+        add(name + ".weight", 1, config.hidden_size, 1);
+        if (config.architecture->has_layer_norms) add(name + ".bias", 1, config.hidden_size, 1);
+    }
+
+    void add_linear(const std::string &name, int64_t rows, int64_t cols, bool has_bias) {
+        add(name + ".weight", rows, cols, 0.4f);
+        if (has_bias) add(name + ".bias", 1, rows, 1);
     }
 
     void add(const std::string &name, int64_t rows, int64_t cols, float scale) {
@@ -123,11 +168,30 @@ static Doubles times(const Floats &matrix, const Doubles &x) {
     return out;
 }
 
-static Doubles normed(const Doubles &x, const Floats &weight, double eps) {
-    double squares = 0;
-    for (double value : x) squares += value * value;
+static void add(Doubles &x, const Doubles &y) {
+    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+}
+
+// A matrix by its name in the file, and the bias that goes with it, where there is one.
+static Doubles linear(const Model &model, const std::string &name, const Doubles &x) {
+    Doubles out = times(model.values(name + ".weight"), x);
+    if (model.has(name + ".bias")) add(out, {model.values(name + ".bias").begin(), model.values(name + ".bias").end()});
+    return out;
+}
+
+// RMSNorm, or LayerNorm where there is a bias.
+static Doubles normed(const Model &model, const std::string &name, const Doubles &x) {
+    const Floats &weight = model.values(name + ".weight");
+    const bool is_layer_norm = model.has(name + ".bias");
+    double mean = 0, squares = 0;
+    if (is_layer_norm)
+        for (double value : x) mean += value / double(x.size());
+    for (double value : x) squares += (value - mean) * (value - mean) / double(x.size());
     Doubles out(x.size());
-    for (size_t i = 0; i < x.size(); ++i) out[i] = x[i] / std::sqrt(squares / double(x.size()) + eps) * weight[i];
+    for (size_t i = 0; i < x.size(); ++i) {
+        out[i] = (x[i] - mean) / std::sqrt(squares + model.config.norm_eps) * weight[i];
+        if (is_layer_norm) out[i] += model.values(name + ".bias")[i];
+    }
     return out;
 }
 
@@ -137,8 +201,8 @@ static void rotate(double *head, int64_t position, const Config &config, bool us
     for (int64_t i = 0; i < half; ++i) {
         const double speed = std::pow(config.rope_theta, -2.0 * double(i) / double(config.rope_size));
         const double angle = double(position) * speed / (factors.empty() ? 1 : factors[i]);
-        const double cosine = std::cos(angle) * config.attention_factor,
-                     sine = std::sin(angle) * config.attention_factor;
+        const double magnitude = use_long ? config.long_magnitude : config.short_magnitude;
+        const double cosine = std::cos(angle) * magnitude, sine = std::sin(angle) * magnitude;
         const double a = head[i], b = head[i + half];
         head[i] = a * cosine - b * sine;
         head[i + half] = b * cosine + a * sine;
@@ -172,8 +236,51 @@ static Doubles gated(const Doubles &gate_up) {
     return out;
 }
 
-static void add(Doubles &x, const Doubles &y) {
-    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+static Doubles gelu(Doubles x) {
+    for (double &v : x) v *= 0.5 * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+    return x;
+}
+
+// The rows of one of n experts.
+static Floats expert_rows(const Model &model, const std::string &name, int64_t expert) {
+    const Floats &all = model.values(name + ".weight");
+    const auto n = static_cast<ptrdiff_t>(all.size() / model.config.n_experts);
+    return {all.begin() + expert * n, all.begin() + (expert + 1) * n};
+}
+
+// Two experts, as the router picks them: it shares its choice with whoever is nearly as good.
+static Doubles mixture(const Model &model, const std::string &prefix, const Doubles &x) {
+    const Doubles scores = linear(model, prefix + "ffn_gate_inp", x);
+    Doubles left = scores, out(x.size());
+    for (int pick = 0; pick < 2; ++pick) {
+        const auto best = std::max_element(left.begin(), left.end());
+        const int64_t expert = best - left.begin();
+        double total = 0;
+        for (size_t i = 0; i < left.size(); ++i)
+            if ((*best - scores[i]) / std::max(std::abs(scores[i]), *best) <= 2 * model.config.router_jitter)
+                total += std::exp(left[i] - *best);
+        Doubles gate_up = times(expert_rows(model, prefix + "ffn_gate_exps", expert), x);
+        for (double up : times(expert_rows(model, prefix + "ffn_up_exps", expert), x)) gate_up.push_back(up);
+        Doubles answer = times(expert_rows(model, prefix + "ffn_down_exps", expert), gated(gate_up));
+        for (double &value : answer) value /= total;
+        add(out, answer);
+        left[expert] = -INFINITY;
+    }
+    return out;
+}
+
+static Doubles feed_forward(const Model &model, const std::string &prefix, const Doubles &x) {
+    if (model.config.has_experts()) return mixture(model, prefix, x);
+    const Doubles up = linear(model, prefix + "ffn_up", x);
+    return linear(model, prefix + "ffn_down", model.config.up_size() == model.config.ffn_size ? gelu(up) : gated(up));
+}
+
+static Doubles queries_keys_values(const Model &model, const std::string &prefix, const Doubles &x) {
+    if (model.config.architecture->has_fused_qkv) return linear(model, prefix + "attn_qkv", x);
+    Doubles all;
+    for (const char *name : {"attn_q", "attn_k", "attn_v"})
+        for (double value : linear(model, prefix + name, x)) all.push_back(value);
+    return all;
 }
 
 static void layer(const Model &model, int64_t index, std::vector<Doubles> &residual) {
@@ -184,14 +291,13 @@ static void layer(const Model &model, int64_t index, std::vector<Doubles> &resid
     std::vector<Doubles> qkv;
     for (size_t position = 0; position < residual.size(); ++position) {
         Doubles &x = residual[position];
-        qkv.push_back(times(model.values(prefix + "attn_qkv.weight"),
-                            normed(x, model.values(prefix + "attn_norm.weight"), config.norm_eps)));
+        const Doubles first = normed(model, prefix + "attn_norm", x);
+        qkv.push_back(queries_keys_values(model, prefix, first));
         for (int64_t head = 0; head < config.n_heads + config.n_kv_heads; ++head)
             rotate(&qkv.back()[head * config.head_size], static_cast<int64_t>(position), config, use_long);
-        add(x, times(model.values(prefix + "attn_output.weight"), attended(qkv, config)));
-        const Doubles y = normed(x, model.values(prefix + "ffn_norm.weight"), config.norm_eps);
-        add(x,
-            times(model.values(prefix + "ffn_down.weight"), gated(times(model.values(prefix + "ffn_up.weight"), y))));
+        add(x, linear(model, prefix + "attn_output", attended(qkv, config)));
+        const bool is_parallel = config.architecture->is_parallel;
+        add(x, feed_forward(model, prefix, is_parallel ? first : normed(model, prefix + "ffn_norm", x)));
     }
 }
 
@@ -205,9 +311,12 @@ static Doubles written_out(const Model &model, const Tokens &tokens) {
     for (int64_t i = 0; i < config.n_layers; ++i) layer(model, i, residual);
     Doubles logits;
     const Floats &output = model.values(model.has("output.weight") ? "output.weight" : "token_embd.weight");
-    for (const Doubles &x : residual)
-        for (double logit : times(output, normed(x, model.values("output_norm.weight"), config.norm_eps)))
-            logits.push_back(logit);
+    for (const Doubles &x : residual) {
+        Doubles of_token = times(output, normed(model, "output_norm", x));
+        if (config.output_bias)
+            add(of_token, {model.values("output.bias").begin(), model.values("output.bias").end()});
+        logits.insert(logits.end(), of_token.begin(), of_token.end());
+    }
     return logits;
 }
 
@@ -229,7 +338,12 @@ static void test_against_written_out() {
     full.rope_size = full.head_size;
     full.short_factor.push_back(2.0f);
     full.long_factor.push_back(9.0f);
-    for (const Config &config : {small_config(), window, heads, longrope_config(), full})
+    Config moe_window = phimoe_config(), no_biases = phimoe_config();
+    moe_window.sliding_window = 9;
+    no_biases.attention_bias = no_biases.output_bias = false;
+    no_biases.router_jitter = 0.01;
+    for (const Config &config : {small_config(), window, heads, longrope_config(), full, phi2_config(), phimoe_config(),
+                                 moe_window, no_biases})
         for (bool tied : {false, true})
             for (int n : {1, 2, 64, 65, 90}) {
                 const Model model(config, tied);
@@ -244,17 +358,19 @@ static void test_against_written_out() {
 // ---- the engine against itself ---------------------------------------------------------------
 
 static void test_threads() {
-    const Model model(longrope_config());
-    const Tokens tokens = random_tokens(80, model.config);
-    const Floats expected = fresh(model, tokens);
-    for (int threads : {2, 3, 7})
-        check_same(fresh(model, tokens, threads), expected, std::to_string(threads) + " threads");
+    for (const Config &config : {longrope_config(), phi2_config(), phimoe_config()}) {
+        const Model model(config);
+        const Tokens tokens = random_tokens(80, model.config);
+        const Floats expected = fresh(model, tokens);
+        for (int threads : {2, 3, 7})
+            check_same(fresh(model, tokens, threads), expected, std::to_string(threads) + " threads");
+    }
 }
 
 // However a text is cut into calls, the last logits are those of one call over all of it: also where it grows
 // past LongRoPE's switch at 64 tokens.
 static void test_cuts() {
-    for (const Config &config : {small_config(), longrope_config()}) {
+    for (const Config &config : {small_config(), longrope_config(), phi2_config(), phimoe_config()}) {
         const Model model(config);
         const Tokens tokens = random_tokens(100, config);
         for (const std::vector<int> &cuts : {std::vector<int>{1, 63, 1, 35}, {64, 1, 1, 34}, {50, 50}, {33, 67}}) {
@@ -364,6 +480,63 @@ static void test_mixed_types() {
     check(difference < 0.2 * size, "mixed types are far from the weights that they were made of");
 }
 
+// ---- experts ---------------------------------------------------------------------------------
+
+static void check_picks(const Floats &scores, float jitter, const std::vector<phi::Pick> &expected,
+                        const std::string &what) {
+    std::vector<phi::Pick> picks(expected.size());
+    phi::pick_experts(scores.data(), static_cast<int>(scores.size()), static_cast<int>(picks.size()), jitter,
+                      picks.data());
+    for (size_t i = 0; i < picks.size(); ++i) {
+        check(picks[i].expert == expected[i].expert, what + ", expert");
+        check_close(picks[i].weight, expected[i].weight, 1e-6, what + ", weight");
+    }
+}
+
+static void test_router() {
+    const float near = 1 / (1 + std::exp(-0.1f)); // softmax of two scores that differ by 0.1
+    check_picks({1, 9, 3, 5}, 0.01f, {{1, 1, 0}, {3, 1, 0}}, "far apart");
+    check_picks({1, 10, 9.9f, 5}, 0.01f, {{1, near, 0}, {2, 1, 0}}, "the second is nearly as good as the first");
+    check_picks({1, 9.9f, 20, 10}, 0.01f, {{2, 1, 0}, {3, near, 0}}, "the third is nearly as good as the second");
+    check_picks({-3, -2, -8, -2.02f}, 0.01f, {{1, 1 / (1 + std::exp(-0.02f)), 0}, {3, 1, 0}}, "all below 0");
+    check_picks({0, 0, 0}, 0.01f, {{0, 1 / 3.0f, 0}, {1, 0.5f, 0}, {2, 1, 0}}, "all the same");
+    for (float bad : {NAN, INFINITY, -INFINITY}) {
+        phi::Pick picks[3];
+        const float scores[] = {bad, bad, bad};
+        phi::pick_experts(scores, 3, 3, 0.01f, picks);
+        check(picks[0].expert + picks[1].expert + picks[2].expert == 3 && picks[0].expert != picks[1].expert,
+              "scores that are no numbers: each expert once");
+    }
+}
+
+// Two batches; every token meets two experts, and the gates of the experts what the router meets.
+static void test_input_squares() {
+    Config config = phimoe_config();
+    config.context_length = 700;
+    config.original_context_length = 100;
+    const Model model(config);
+    const Tokens tokens = random_tokens(600, config);
+    Engine engine(config, model.tensors, 700, 3), alone(config, model.tensors, 700, 1);
+    forward(engine, Tokens{1, 2, 3});
+    const phi::InputSquares squares = engine.input_squares(tokens), same = alone.input_squares(tokens);
+    const phi::TensorSquares &router = squares.at("blk.1.ffn_gate_inp.weight"),
+                             &gates = squares.at("blk.1.ffn_gate_exps.weight"), &output = squares.at("output.weight");
+    check(router.tokens == std::vector<int64_t>{600} && output.tokens == router.tokens, "all tokens, once");
+    int64_t met = 0;
+    for (int64_t n : gates.tokens) met += n;
+    check(gates.tokens.size() == 5 && met == 1200, "two experts for each token");
+    for (int64_t i = 0; i < config.hidden_size; ++i) {
+        double total = 0;
+        for (int64_t expert = 0; expert < 5; ++expert) total += gates.sums[expert * config.hidden_size + i];
+        check_close(total, 2 * router.sums[i], 1e-9 * total, "what the experts met is what the router did");
+    }
+    for (const auto &[name, tensor] : squares)
+        check(tensor.sums == same.at(name).sums && tensor.tokens == same.at(name).tokens, name + ": 3 threads, or 1");
+    check(squares.count("token_embd.weight") == 0 && squares.count("blk.0.attn_v.weight") == 1, "names");
+    forward(engine, Tokens{5});
+    check(engine.position() == 601, "it works as before");
+}
+
 // What the caller throws between batches leaves the text as it was.
 static void test_interrupt() {
     Config config = small_config();
@@ -404,8 +577,9 @@ static void test_interrupt_at_the_switch() {
 
 // ---- what is refused -------------------------------------------------------------------------
 
-template <class Change> static void refuse(const Change &change, const std::string &part) {
-    Model model(longrope_config());
+template <class Change>
+static void refuse(const Change &change, const std::string &part, const Config &config = longrope_config()) {
+    Model model(config);
     int64_t n_ctx = 64;
     int threads = 1;
     change(model, n_ctx, threads);
@@ -435,6 +609,21 @@ static void test_refusals() {
     refuse([](Model &m, int64_t &, int &) { m.tensors["output.weight"].data += 2; }, "divisible by 4");
     refuse([](Model &m, int64_t &, int &) { m.convert("output_norm.weight", "F16"); },
            "output_norm.weight must be F32");
+    refuse([](Model &m, int64_t &, int &) { m.tensors.erase("blk.1.ffn_up.bias"); }, "blk.1.ffn_up.bias is missing",
+           phi2_config());
+    refuse([](Model &m, int64_t &, int &) { m.tensors["blk.1.ffn_norm.weight"] = m.tensors["output_norm.weight"]; },
+           "blk.1.ffn_norm.weight has no place in a phi2 model", phi2_config());
+    refuse([](Model &m, int64_t &, int &) { m.config.attention_bias = false; }, "bias has no place in a phimoe model",
+           phimoe_config());
+    refuse([](Model &m, int64_t &, int &) { m.config.n_experts = 6; },
+           "blk.0.ffn_gate_inp.weight has 5 rows of 48, expected 6 rows of 48", phimoe_config());
+    refuse([](Model &m, int64_t &, int &) { m.tensors["blk.1.ffn_down_exps.weight"].rows -= 48; },
+           "blk.1.ffn_down_exps.weight has 192 rows of 40, expected 240 rows of 40", phimoe_config());
+    refuse([](Model &m, int64_t &, int &) { m.config.n_experts_used = 6; }, "n_experts_used must be from 1 to 5",
+           phimoe_config());
+    refuse([](Model &m, int64_t &, int &) { m.config.router_jitter = NAN; }, "router_jitter must be a positive",
+           phimoe_config());
+    check_throws<std::invalid_argument>([] { phi::find_architecture("llama"); }, "llama is not known");
     Config huge = small_config();
     huge.n_layers = 4096;
     huge.n_kv_heads = 1 << 16;
@@ -466,6 +655,8 @@ int main() {
     test_grouped_heads();
     test_window();
     test_mixed_types();
+    test_router();
+    test_input_squares();
     test_interrupt();
     test_interrupt_at_the_switch();
     test_refusals();

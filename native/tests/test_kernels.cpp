@@ -53,6 +53,28 @@ static void test_rms_norm(Isa isa, const Kernels &kernels) {
     }
 }
 
+// The mean is rounded to a float once, which moves every number by half a unit of the mean; the rest as above, and
+// then the bias: a unit of each of the two terms.
+static void test_layer_norm(Isa isa, const Kernels &kernels) {
+    for (float offset : {0.0f, 100.0f})
+        for (int n : {1, 7, 33, 256}) {
+            Random random(n);
+            Floats x = random.numbers(n, 3), out(n);
+            for (float &value : x) value += offset;
+            const Floats weight = random.numbers(n, 1), bias = random.numbers(n, 2);
+            kernels.layer_norm(x.data(), weight.data(), bias.data(), n, 1e-5f, out.data());
+            double mean = 0, squares = 0;
+            for (float value : x) mean += double(value) / n;
+            for (float value : x) squares += (value - mean) * (value - mean);
+            const double scale = 1 / std::sqrt(squares / n + 1e-5);
+            for (int i = 0; i < n; ++i) {
+                const double normed = (x[i] - mean) * scale * weight[i];
+                const double error = 6e-8 * offset * scale + 4e-7 * (std::abs(normed) + std::abs(bias[i]));
+                check_close(out[i], normed + bias[i], error, label(isa, "layer_norm"));
+            }
+        }
+}
+
 // e^x has a relative error below 2e-7; it is one of two terms of the denominator.
 static void test_swiglu(Isa isa, const Kernels &kernels) {
     for (int n : {1, 5, 16, 83}) {
@@ -64,6 +86,21 @@ static void test_swiglu(Isa isa, const Kernels &kernels) {
         for (int i = 0; i < n; ++i) {
             const double expected = gate[i] / (1 + std::exp(-double(gate[i]))) * up[i];
             check_close(out[i], expected, 6e-7 * std::abs(expected) + 1e-30, label(isa, "swiglu"));
+        }
+    }
+}
+
+// Against the form with tanh, whose own loss of digits far below 0 is the absolute part. The argument of e^x has four
+// roundings; where it is large, so is their effect, but there e^x is one of two terms or the result nearly 0.
+static void test_gelu(Isa isa, const Kernels &kernels) {
+    for (int n : {1, 5, 16, 83}) {
+        Random random(n);
+        Floats x = random.numbers(n, 6), out(n);
+        x[0] = n == 5 ? -200.0f : 200.0f;
+        kernels.gelu(x.data(), n, out.data());
+        for (int i = 0; i < n; ++i) {
+            const double v = x[i], y = std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v);
+            check_close(out[i], 0.5 * v * (1 + std::tanh(y)), 1e-6 * std::abs(v), label(isa, "gelu"));
         }
     }
 }
@@ -355,7 +392,9 @@ int main() {
     for (Isa isa : phi::available_isas()) {
         const Kernels &kernels = phi::kernels(isa);
         test_rms_norm(isa, kernels);
+        test_layer_norm(isa, kernels);
         test_swiglu(isa, kernels);
+        test_gelu(isa, kernels);
         test_rotate_and_add(isa, kernels);
         test_values_in_the_cache(isa, kernels);
         test_quantize(isa, kernels);

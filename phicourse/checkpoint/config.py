@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phicourse.checkpoint.json_file import read_json_object
-from phicourse.errors import CheckpointError, ModelError
+from phicourse.errors import CheckpointError
 
 # Upper bounds that no language model comes near; they keep a made-up config from sizing huge buffers.
 LIMITS = {
@@ -81,7 +81,6 @@ FAMILIES = (
     ),
 )
 ARCHITECTURES = tuple(family.architecture for family in FAMILIES)
-RUN_HERE = ("phi3",)
 # Relatives that one may well try, and why they are refused.
 REFUSED = {
     "Phi3SmallForCausalLM": "GGUF has no place for its block-sparse attention and its tiktoken vocabulary",
@@ -292,15 +291,6 @@ def _of_family(document: Mapping[str, Any], rope: Mapping[str, Any], family: Fam
             **{name: _number(rope, name, 1.0) for name in mscales if rope.get(name) is not None},
         }
     return {}
-
-
-def check_runs_here(config: PhiConfig, where: Path | str) -> None:
-    """Raise ModelError for an architecture that is converted and quantized here, but not run."""
-    if config.architecture not in RUN_HERE:
-        raise ModelError(
-            f"{where}: a {config.architecture} model can be converted and quantized, but not run here, only"
-            f" {', '.join(RUN_HERE)} can; llama.cpp runs its GGUF file"
-        )
 
 
 def longrope_attention_factor(context_length: int, original_context_length: int) -> float:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phicourse.errors import GenerateError, QuantizeError
 from phicourse.evaluate.perplexity import count_chunks
-from phicourse.generate.backends import NativeBackend, TorchBackend
+from phicourse.generate.backends import InputSquares, NativeBackend, TorchBackend
 from phicourse.generate.llm import LLM, load
 from phicourse.gguf import atomic_output
 from phicourse.quantize.importance import DEFAULT_CHUNK_SIZE, FORMATS, ImportanceMatrix, Squares
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from phicourse.model import Phi
+    from phicourse.model.load import Place
 
-Float64Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 MIN_CHUNK = 16
@@ -95,32 +94,31 @@ def gather_importance(
     ids = llm.tokenizer.encode(text)
     n_chunks = count_chunks(llm.context, len(ids), n_ctx, chunks)
     bos = llm.tokenizer.bos if llm.tokenizer.vocabulary.add_bos else None
-    total: dict[str, Float64Array] = {}
+    total: InputSquares = {}
     for i in range(n_chunks):
         chunk = ids[i * n_ctx : (i + 1) * n_ctx]
         squares = input_squares(llm, chunk if bos is None else [bos, *chunk[1:]], process_output)
-        total = {name: total.get(name, 0) + sums for name, sums in squares.items()}
+        for name, (sums, counts) in squares.items():
+            sums_before, counts_before = total.get(name, (0, 0))
+            total[name] = sums_before + sums, counts_before + counts
         progress(i + 1, n_chunks)
     return _matrix(total, n_chunks, n_ctx, dataset, llm.name)
 
 
-def _matrix(
-    total: dict[str, Float64Array], n_chunks: int, n_ctx: int, dataset: str, model: str
-) -> ImportanceMatrix:
-    """Round the sums to float32 and count the tokens: every one of them met every matrix."""
-    for name, sums in total.items():
+def _matrix(total: InputSquares, n_chunks: int, n_ctx: int, dataset: str, model: str) -> ImportanceMatrix:
+    """Round the sums to float32."""
+    for name, (sums, _) in total.items():
         if not np.isfinite(sums).all():
             raise GenerateError(f"{model}: the input of {name} is not finite; is the file damaged?")
-    count = np.array([n_chunks * n_ctx])
-    squares = {name: Squares.of(sums, count, name) for name, sums in total.items()}
+    squares = {name: Squares.of(sums, counts, name) for name, (sums, counts) in total.items()}
     name = dataset.encode("utf-8", "replace").decode()  # a file's name may have bytes that are no UTF-8
     return ImportanceMatrix(None, (name,) if name else (), n_chunks, n_ctx, squares)
 
 
-def input_squares(llm: LLM, ids: Sequence[int], process_output: bool = False) -> dict[str, Float64Array]:
-    """Read ids (n,) as a text of its own.
+def input_squares(llm: LLM, ids: Sequence[int], process_output: bool = False) -> InputSquares:
+    """Read ids (n,) as a text of its own, and sum up what each tensor meets.
 
-    returns  tensor name -> (columns,), the sums over the n tokens of the squares of what the tensor meets
+    Of a layer's experts, each has its own sums and its own number of tokens.
     """
     llm.context.reset()
     backend = llm.backend
@@ -135,37 +133,44 @@ def input_squares(llm: LLM, ids: Sequence[int], process_output: bool = False) ->
     return squares
 
 
-def torch_input_squares(model: "Phi", ids: Sequence[int]) -> dict[str, Float64Array]:
+def torch_input_squares(model: "Phi", ids: Sequence[int]) -> InputSquares:
     """`input_squares` of the readable model, which is watched while it reads."""
     import torch
 
-    squares: dict[str, Float64Array] = {}
+    from phicourse.model.load import Place
 
-    def add(name: str, x: "Tensor") -> None:
-        squares[name] = x.double().square().sum(dim=(0, 1)).numpy()  # (1, n, columns) -> (columns,)
+    squares: InputSquares = {}
+
+    def add(place: Place, x: "Tensor") -> None:
+        rows = x.double().reshape(-1, x.shape[-1])  # (tokens, columns)
+        if place.tensor not in squares:
+            n = place.n_parts
+            squares[place.tensor] = np.zeros((n, rows.shape[1])), np.zeros(n, np.int64)
+        sums, counts = squares[place.tensor]
+        sums[place.part], counts[place.part] = rows.square().sum(dim=0).numpy(), len(rows)
 
     with torch.inference_mode(), _watched(model, add):
         hidden = model.model(torch.tensor([list(ids)]))  # (1, n, hidden), what the output weight meets
     if not model.config.tie_embeddings:
-        add(_OUTPUT, hidden)
+        add(Place(_OUTPUT), hidden)
     return squares
 
 
 @contextmanager
-def _watched(model: "Phi", see: Callable[[str, "Tensor"], None]) -> Iterator[None]:
-    """Inside the block, every matrix of the layers calls see(its name in a GGUF file, its input)."""
+def _watched(model: "Phi", see: "Callable[[Place, Tensor], None]") -> Iterator[None]:
+    """Inside the block, every matrix of the layers calls see(its place in a GGUF file, its input)."""
     from torch import nn
 
-    from phicourse.model.load import gguf_names
+    from phicourse.model.load import gguf_places
 
-    names = gguf_names(model.config)
+    places = gguf_places(model.config)
 
-    def hook(name: str) -> "Callable[[nn.Module, tuple[Any, ...]], None]":
-        return lambda module, inputs: see(name, inputs[0])
+    def hook(place: "Place") -> "Callable[[nn.Module, tuple[Any, ...]], None]":
+        return lambda module, inputs: see(place, inputs[0])
 
     with ExitStack() as hooks:
         for path, module in model.model.layers.named_modules(prefix="model.layers"):
             if isinstance(module, nn.Linear):
-                handle = module.register_forward_pre_hook(hook(names[f"{path}.weight"]))
+                handle = module.register_forward_pre_hook(hook(places[f"{path}.weight"]))
                 hooks.callback(handle.remove)
         yield

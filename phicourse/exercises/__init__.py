@@ -6,8 +6,37 @@
 >>> phicourse.progress()  # doctest: +SKIP
 """
 
-from phicourse.exercises import checkpoint, gguf
+from phicourse.exercises import (
+    blocks,
+    checkpoint,
+    converter,
+    engine,
+    forward_pass,
+    generation,
+    gguf,
+    k_quants,
+    low_bits,
+    mixtures,
+    tokenizer,
+)
 from phicourse.exercises.exercise import EXERCISES, Exercise, Mistake
 from phicourse.exercises.table import Progress, progress
 
-__all__ = ["EXERCISES", "Exercise", "Mistake", "Progress", "checkpoint", "gguf", "progress"]
+__all__ = [
+    "EXERCISES",
+    "Exercise",
+    "Mistake",
+    "Progress",
+    "blocks",
+    "checkpoint",
+    "converter",
+    "engine",
+    "forward_pass",
+    "generation",
+    "gguf",
+    "k_quants",
+    "low_bits",
+    "mixtures",
+    "progress",
+    "tokenizer",
+]

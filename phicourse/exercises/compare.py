@@ -1,5 +1,6 @@
 """Holds what came against what was expected, and names the first place where they differ."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,37 @@ def compare_arrays(where: str, expected: NDArray[Any], got: Any, likely: str = "
     first = tuple(different[0].tolist())
     place = f"{where}: {len(different):,} of {expected.size:,} numbers differ, the first at {list(first)}"
     return Mistake(place, f"{expected[first]:.9g}", f"{got[first]:.9g}", likely)
+
+
+def compare_close(
+    where: str, expected: NDArray[Any], got: Any, tolerance: float, likely: str = ""
+) -> Mistake | None:
+    """Compare shape, then each number: it may differ by `tolerance` times the largest one that is expected."""
+    if not isinstance(got, np.ndarray):
+        return Mistake(where, "an array", type(got).__name__, _NOTHING if got is None else "")
+    if got.shape != expected.shape:
+        return Mistake(f"{where}: the shape", str(expected.shape), str(got.shape), likely)
+    allowed = tolerance * np.abs(expected).max(initial=0)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        different = np.argwhere(~(np.abs(expected - got) <= allowed))  # NaN is different, too
+    if not len(different):
+        return None
+    first = tuple(different[0].tolist())
+    place = f"{where}: {len(different):,} of {expected.size:,} numbers differ, the first at {list(first)}"
+    return Mistake(place, f"{expected[first]:.6g}", f"{got[first]:.6g}", likely)
+
+
+def recognise(got: Any, wrong: Mapping[str, NDArray[Any]], tolerance: float = 0.0) -> str:
+    """Return the explanation whose wrong array is the one that came; empty where none is."""
+    if not isinstance(got, np.ndarray) or got.dtype.kind not in "biuf":
+        return ""
+    numbers = got.astype(np.float64)  # truth values can be subtracted then, too
+    matches = (
+        text
+        for text, array in wrong.items()
+        if compare_close("", array.astype(np.float64), numbers, tolerance) is None
+    )
+    return next(matches, "")
 
 
 def first_difference(expected: bytes, got: bytes) -> int | None:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
-from phicourse.checkpoint.config import check_runs_here
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.errors import GenerateError, ModelError
 from phicourse.generate.cache_size import CACHE_TYPES, check_cache_fits
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
+InputSquares = dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
+"""Tensor name -> sums of the squares of what each column met (n_matrices, columns), and of how many tokens
+(n_matrices,): an expert meets only some."""
 
 DEFAULT_CONTEXT = 4096
 """Positions that the cache gets unless told otherwise: a 128k cache of a real Phi needs 50 GB."""
@@ -100,7 +102,6 @@ class NativeBackend:
         if native is None:
             raise ModelError("the compiled engine is not built here: use backend='torch' (phicourse doctor)")
         self.config = config_from_gguf(file)
-        check_runs_here(self.config, file.path)
         self.n_ctx = context_size(self.config, n_ctx)
         self.threads = thread_count(threads)
         self.cache_type = known_cache_type(cache_type)
@@ -133,10 +134,10 @@ class NativeBackend:
         logits: Float32Array = self._engine.forward(ids, all_logits)
         return logits
 
-    def input_squares(self, ids: Int32Array) -> dict[str, NDArray[np.float64]]:
-        """Forget the cache and read ids (n,): tensor name -> (columns,), sums of the squares of its input."""
+    def input_squares(self, ids: Int32Array) -> InputSquares:
+        """Forget the cache, read ids (n,), and say what each matrix met."""
         check_ids(ids, self.config.vocab_size)
-        squares: dict[str, NDArray[np.float64]] = self._engine.input_squares(ids)
+        squares: InputSquares = self._engine.input_squares(ids)
         return squares
 
     def truncate(self, length: int) -> None:
@@ -211,7 +212,9 @@ class TorchBackend:
 
     def _choose_rope_factors(self, length: int) -> None:
         """Drop the cache where the text crosses LongRoPE's switch: its keys were turned by the other factors."""
-        is_long = self.config.long_factor is not None and length > self.config.original_context_length
+        from phicourse.model.rope import is_long as needs_long
+
+        is_long = needs_long(self.config, length)
         if is_long != self._is_long:
             self._cache, self._is_long = self._new_cache(), is_long
 

@@ -1,4 +1,4 @@
-"""The readable Phi in PyTorch: norms, rotary positions, attention, MLP, the whole model, loading."""
+"""The readable Phi in PyTorch: norms, rotary positions, attention, MLP, experts, the whole model, loading."""
 
 from phicourse.model.attention import KVCache
 from phicourse.model.load import load_checkpoint, load_gguf

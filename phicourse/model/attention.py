@@ -1,5 +1,7 @@
 """Grouped-query attention with rotary positions, a sliding window and a cache of keys and values."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -52,33 +54,83 @@ def attention_mask(time: int, total: int, window: int | None, device: torch.devi
     return seen if window is None else seen & (query - key < window)
 
 
+class Positions(NamedTuple):
+    """Where the queries of a forward pass stand and what they see; the same for all layers.
+
+    cos, sin  (time, rope_size / 2), see `rope.cos_sin`
+    mask      bool (time, total), see `attention_mask`
+    cache     what earlier passes have read
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    cache: KVCache | None
+
+
 class Attention(nn.Module):
-    """softmax(q·k / sqrt(head_size)) · v, each key and value head shared by a group of query heads."""
+    """softmax(q·k / sqrt(head_size)) · v, each key and value head shared by a group of query heads.
+
+    The classes below add the matrices that make queries, keys and values, and that mix the heads in the end.
+    """
 
     def __init__(self, config: PhiConfig, layer: int) -> None:
-        """Weights of layer number `layer`; one matrix makes queries, keys and values, in this order."""
+        """Sizes of layer number `layer`."""
         super().__init__()
         self.head_size = config.head_size
         self.layer = layer
         self.grouped = config.n_heads != config.n_kv_heads
-        self.rows = [n * config.head_size for n in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.rows), bias=False)
-        self.o_proj = nn.Linear(config.n_heads * config.head_size, config.hidden_size, bias=False)
+        self.query_rows = config.n_heads * config.head_size
+        self.kv_rows = config.n_kv_heads * config.head_size
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
-        """x (batch, time, hidden), cos and sin (time, rope_size / 2), mask (time, total) or None."""
-        q, k, v = (self.heads(part) for part in self.qkv_proj(x).split(self.rows, dim=-1))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (batch, heads, time, head_size)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (batch, kv_heads, total, head_size)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, at: Positions) -> Tensor:
+        """q (batch, time, query_rows), k and v (batch, time, kv_rows); returns (batch, time, query_rows)."""
+        q, k, v = self.heads(q), self.heads(k), self.heads(v)
+        q, k = rotate(q, at.cos, at.sin), rotate(k, at.cos, at.sin)  # (batch, heads, time, head_size)
+        if at.cache is not None:
+            k, v = at.cache.append(self.layer, k, v)  # (batch, kv_heads, total, head_size)
         seen = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+            q, k, v, attn_mask=at.mask, is_causal=at.mask is None, enable_gqa=self.grouped
         )  # (batch, heads, time, head_size)
-        out: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))  # (batch, time, hidden)
-        return out
+        return seen.transpose(1, 2).flatten(2)
 
     def heads(self, x: Tensor) -> Tensor:
         """(batch, time, heads · head_size) to (batch, heads, time, head_size)."""
         return x.view(*x.shape[:-1], -1, self.head_size).transpose(1, 2)
+
+
+class FusedAttention(Attention):
+    """Phi-3's: one matrix makes queries, keys and values, in this order."""
+
+    def __init__(self, config: PhiConfig, layer: int) -> None:
+        """Weights of layer number `layer`."""
+        super().__init__(config, layer)
+        self.rows = [self.query_rows, self.kv_rows, self.kv_rows]
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.rows), bias=False)
+        self.o_proj = nn.Linear(self.query_rows, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, at: Positions) -> Tensor:
+        """x (batch, time, hidden); returns the same shape."""
+        q, k, v = self.qkv_proj(x).split(self.rows, dim=-1)
+        out: Tensor = self.o_proj(self.attend(q, k, v, at))
+        return out
+
+
+class SeparateAttention(Attention):
+    """Phi-2's and Phi-3.5-MoE's: a matrix each for queries, keys and values, and a bias after every matrix."""
+
+    def __init__(self, config: PhiConfig, layer: int, output: str) -> None:
+        """Weights of layer number `layer`; `output` is the name of the last matrix, "dense" or "o_proj"."""
+        super().__init__(config, layer)
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(hidden, self.query_rows, bias)
+        self.k_proj = nn.Linear(hidden, self.kv_rows, bias)
+        self.v_proj = nn.Linear(hidden, self.kv_rows, bias)
+        self.output = output
+        self.add_module(output, nn.Linear(self.query_rows, hidden, bias))
+
+    def forward(self, x: Tensor, at: Positions) -> Tensor:
+        """x (batch, time, hidden); returns the same shape."""
+        seen = self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), at)
+        out: Tensor = self.get_submodule(self.output)(seen)
+        return out

@@ -1,16 +1,20 @@
-"""Fills a `Phi` with the weights of a checkpoint folder or of a GGUF file, one tensor at a time."""
+"""Fills a `Phi` with the weights of a checkpoint folder or of a GGUF file, one parameter at a time.
 
-from collections.abc import Callable
-from dataclasses import replace
+The tables of the converter say which tensor of a GGUF file holds which tensor of a checkpoint, whose names the
+parameters of a `Phi` have. There they are read the other way round.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint, PhiConfig
-from phicourse.checkpoint.config import check_runs_here
+from phicourse.convert.architecture import Rule
 from phicourse.convert.metadata import config_from_gguf
-from phicourse.convert.phi3 import RULES
+from phicourse.convert.streaming import ARCHITECTURES
 from phicourse.errors import ModelError
 from phicourse.gguf import GGUFFile
 from phicourse.model.phi import Phi
@@ -20,13 +24,55 @@ from phicourse.quantize.registry import dequantize_rows
 COMPUTED = ("rotary_emb.inv_freq", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def gguf_names(config: PhiConfig) -> dict[str, str]:
-    """Every parameter's name in a GGUF file: `model.norm.weight` is `output_norm.weight` there."""
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies in a file: the `part`-th of `n_parts` equal parts of a tensor's rows.
+
+    A tensor that is one parameter has one part. One that holds a layer's experts has a part for each.
+    """
+
+    tensor: str
+    part: int = 0
+    n_parts: int = 1
+
+
+Places = dict[str, Place]  # by the name of the parameter
+
+
+def _rules(config: PhiConfig) -> Iterator[tuple[Rule, int, list[str]]]:
+    """The rules of an architecture, layer by layer, with the parameters that each names: one, or all experts."""
+    for rule in ARCHITECTURES[config.architecture].tables[0]:
+        for layer in range(rule.n_layers(config)):
+            yield rule, layer, rule.sources(layer, config)
+
+
+def gguf_places(config: PhiConfig) -> Places:
+    """Where a GGUF file has each parameter: `model.norm.weight` is `output_norm.weight` there."""
     return {
-        rule.source.replace(".N.", f".{layer}."): rule.target.replace(".N.", f".{layer}.")
-        for rule in RULES
-        for layer in (range(config.n_layers) if ".N." in rule.source else [0])
+        parameter: Place(rule.target.replace(".N.", f".{layer}."), i, len(parameters))
+        for rule, layer, parameters in _rules(config)
+        for i, parameter in enumerate(parameters)
     }
+
+
+def checkpoint_places(config: PhiConfig, names: Mapping[str, object]) -> Places:
+    """Where a checkpoint with tensors of these names has each parameter.
+
+    Mostly under its own name; but transformers 5 keeps the experts of a layer in two tensors, and may save them so.
+    """
+    tables = ARCHITECTURES[config.architecture].tables
+    table = max(tables, key=lambda table: sum(rule.sources(0, config)[0] in names for rule in table))
+    stored = {rule.target: rule for rule in table}
+    places: Places = {}
+    for rule, layer, parameters in _rules(config):
+        tensors, (part, n_parts) = stored[rule.target].sources(layer, config), stored[rule.target].part
+        for i, parameter in enumerate(parameters):
+            places[parameter] = (
+                Place(tensors[i])
+                if len(tensors) == len(parameters)
+                else Place(tensors[0], i * n_parts + part, len(parameters) * n_parts)
+            )
+    return places
 
 
 def load_checkpoint(
@@ -37,8 +83,20 @@ def load_checkpoint(
     raises   ModelError where tensors are missing, left over, or of another shape than the config says
     """
     config = replace(checkpoint.config, tie_embeddings="lm_head.weight" not in checkpoint.tensors)
-    names = {name: name for name in checkpoint.tensors}
-    return _fill(config, checkpoint.as_float32, names, dtype, device, str(checkpoint.folder))
+    shapes = {name: tensor.shape for name, (_, tensor) in checkpoint.tensors.items()}
+
+    def read(place: Place) -> NDArray[np.float32]:
+        if place.n_parts == 1:
+            return checkpoint.as_float32(place.tensor)
+        n_experts = shapes[place.tensor][0]
+        expert, part = divmod(place.part, place.n_parts // n_experts)
+        rows = checkpoint.as_float32(place.tensor, slice(expert, expert + 1))[
+            0
+        ]  # one expert's, maybe two parts
+        return np.split(rows, place.n_parts // n_experts)[part]
+
+    places = checkpoint_places(config, shapes)
+    return _fill(config, places, shapes, read, dtype, device, str(checkpoint.folder))
 
 
 def load_gguf(file: GGUFFile, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Phi:
@@ -47,39 +105,58 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype = torch.float32, device: torch.
     raises   ModelError where tensors are missing, left over, or of another shape than the metadata says
     """
 
-    def read(name: str) -> NDArray[np.float32]:
-        info = file.tensor(name)
-        return dequantize_rows(file.data(name), info.type.name).reshape(info.shape)
+    def read(place: Place) -> NDArray[np.float32]:
+        data = file.data(place.tensor)  # (rows, bytes of a row)
+        n_rows = len(data) // place.n_parts
+        rows = data[place.part * n_rows : (place.part + 1) * n_rows]
+        return dequantize_rows(rows, file.tensor(place.tensor).type.name)
 
     config = config_from_gguf(file)
-    names = {theirs: ours for ours, theirs in gguf_names(config).items()}
-    stored = {names.get(name, name): name for name in file.tensors}
-    return _fill(config, read, stored, dtype, device, str(file.path))
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    return _fill(config, gguf_places(config), shapes, read, dtype, device, str(file.path))
 
 
 def _fill(
     config: PhiConfig,
-    read: Callable[[str], NDArray[np.float32]],
-    stored: dict[str, str],
+    places: Places,
+    shapes: dict[str, tuple[int, ...]],
+    read: Callable[[Place], NDArray[np.float32]],
     dtype: torch.dtype,
     device: torch.device | str,
     where: str,
 ) -> Phi:
-    """Make a model without memory, then give it each tensor; `stored`: parameter name to name in the file."""
-    check_runs_here(config, where)
+    """Make a model without memory, then give it each tensor; `shapes` are those of the file's tensors."""
     with torch.device("meta"):
         model = Phi(config)
     parameters = model.state_dict()
-    extra = {name for name in stored if not name.endswith(COMPUTED)} - parameters.keys()
-    missing = parameters.keys() - stored.keys()
-    if missing or extra:
-        what, name = ("has no tensor", min(missing)) if missing else ("has an unknown tensor", min(extra))
-        raise ModelError(f"{where}: {what} {name}; is it a Phi-3 model with the sizes of its config?")
+    places = {name: places[name] for name in parameters}
+    _check_names(config, {place.tensor for place in places.values()}, shapes, where)
     for name, parameter in parameters.items():
-        weights = read(stored[name])
-        if weights.shape != parameter.shape:
-            expected = tuple(parameter.shape)
-            raise ModelError(f"{where}: {stored[name]} has the shape {weights.shape}, expected {expected}")
-        tensor = torch.from_numpy(np.array(weights, copy=True)).to(device, dtype)
+        place, shape = places[name], tuple(parameter.shape)
+        _check_shape(place, shapes[place.tensor], shape, where)
+        weights = np.array(read(place), copy=True).reshape(shape)
+        tensor = torch.from_numpy(weights).to(device, dtype)
         model.load_state_dict({name: tensor}, strict=False, assign=True)
     return model.eval()
+
+
+def _check_names(config: PhiConfig, wanted: set[str], shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    extra = {name for name in shapes if not name.endswith(COMPUTED)} - wanted
+    missing = wanted - shapes.keys()
+    if missing or extra:
+        what, name = ("has no tensor", min(missing)) if missing else ("has an unknown tensor", min(extra))
+        raise ModelError(
+            f"{where}: {what} {name}; is it a {config.architecture} model with the sizes of its config?"
+        )
+
+
+def _check_shape(place: Place, shape: tuple[int, ...], parameter: tuple[int, ...], where: str) -> None:
+    """Check a tensor that is a parameter, or that has the parts of a layer's experts one below the other."""
+    fits = shape == parameter
+    if len(shape) == 3 and len(parameter) == 2:
+        n_experts, rows, columns = shape
+        fits = (n_experts * rows, columns) == (place.n_parts * parameter[0], parameter[1])
+        fits = fits and place.n_parts % n_experts == 0
+    if not fits:
+        expected = f"{place.n_parts} times {parameter}" if place.n_parts > 1 else f"{parameter}"
+        raise ModelError(f"{where}: {place.tensor} has the shape {shape}, expected {expected}")

@@ -10,27 +10,36 @@ from torch import Tensor
 from phicourse.checkpoint.config import PhiConfig
 
 
-def frequencies(config: PhiConfig, total: int) -> Tensor:
-    """How far each pair of dimensions turns from one position to the next, in radians: (rope_size / 2,).
+def is_long(config: PhiConfig, total: int) -> bool:
+    """Whether a text of `total` tokens, the cached part included, has outgrown the original context.
 
-    `total` is the length of the whole text, the cached part included: it chooses between short and long
-    factors, as transformers does anew in every forward pass. Keys already in a cache stay as they are.
+    transformers asks anew in every forward pass, and so do we. Keys already in a cache stay as they are.
     """
+    return config.long_factor is not None and total > config.original_context_length
+
+
+def frequencies(config: PhiConfig, total: int) -> Tensor:
+    """How far each pair of dimensions turns from one position to the next, in radians: (rope_size / 2,)."""
     pair = torch.arange(0, config.rope_size, 2, dtype=torch.float32)  # (rope_size / 2,)
     speed = 1.0 / config.rope_theta ** (pair / config.rope_size)
-    is_long = total > config.original_context_length
-    factors = config.long_factor if is_long else config.short_factor
+    factors = config.long_factor if is_long(config, total) else config.short_factor
     return speed if factors is None else speed / torch.tensor(factors)
 
 
-def cos_sin(config: PhiConfig, start: int, total: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for the positions start … total - 1, each (time, rope_size / 2), float32.
+def magnitude(config: PhiConfig, total: int) -> float:
+    """How much longer queries and keys get, to keep attention sharp: 1 without LongRoPE.
 
-    Both carry the attention factor: LongRoPE stretches queries and keys a little to keep attention sharp.
+    Phi-3 has one number, which follows from its two context lengths; Phi-3.5-MoE has two of its own.
     """
+    own = config.long_mscale if is_long(config, total) else config.short_mscale
+    return config.attention_factor if own is None else own
+
+
+def cos_sin(config: PhiConfig, start: int, total: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for the positions start … total - 1, times the magnitude: (time, rope_size / 2) float32."""
     positions = torch.arange(start, total, dtype=torch.float32)
     angles = torch.outer(positions, frequencies(config, total))  # (time, rope_size / 2)
-    return angles.cos() * config.attention_factor, angles.sin() * config.attention_factor
+    return angles.cos() * magnitude(config, total), angles.sin() * magnitude(config, total)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -20,6 +20,11 @@ COLOURS = {
     "offset": "#f0a07a",
     "padding": "#b0b0b0",
     "weights": "#a9b8d8",
+    "scale": "#f0a07a",
+    "minimum": "#e6b8d0",
+    "sub-scales": "#f0e442",
+    "codes": "#8fd0f5",
+    "high bits": "#6fcfae",
     "fault": "#d55e00",
     "unread": "#8c8c8c",
 }

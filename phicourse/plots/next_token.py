@@ -30,11 +30,14 @@ def draw_next_tokens(
     for index, (label, values) in enumerate(probabilities.items()):
         offset = (index - (len(probabilities) - 1) / 2) * height
         axes.barh(rows + offset, values, height=height, color=PALETTE[index], label=label)
-    # a space is drawn as an open box, and $ must not start a formula
-    names = [repr(token)[1:-1].replace(" ", "␣").replace("$", r"\$") for token in tokens]
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, [visible(token) for token in tokens])
     axes.invert_yaxis()
     axes.set_xlabel("probability of the next token", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     tidy(axes, title)
     return figure_of(axes)
+
+
+def visible(token: str) -> str:
+    """Write a token's text so that a figure shows all of it: spaces as open boxes, control characters by name."""
+    return repr(token)[1:-1].replace(" ", "␣").replace("$", r"\$")  # a $ would start a formula

@@ -6,12 +6,14 @@ from io import BytesIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image  # comes with matplotlib
 
 # Okabe and Ito's palette, in an order that keeps neighbours far apart in lightness
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 GREY = "#666666"
 MARGIN = 0.1  # inches
 SHARPNESS = 2  # pixels of the file for each pixel on a notebook's page, for screens with small pixels
+N_COLOURS = 256  # of a file
 
 
 class Picture(Figure):
@@ -24,10 +26,24 @@ class Picture(Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The PNG file, and the size in pixels that it takes on the page."""
-        width, height = self.get_size_inches() * self.dpi
-        file = BytesIO()
-        self.savefig(file, format="png", dpi=self.dpi * SHARPNESS)
-        return file.getvalue(), {"width": round(width), "height": round(height)}
+        return png_of(self), size_of(self)
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as a PNG file of at most 256 colours: a third of the size, and no eye sees it."""
+    drawn, file = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=figure.dpi * SHARPNESS)
+    pixels = Image.open(drawn).convert("RGB")
+    # median cut, unlike the faster octree, keeps white what is white
+    few = pixels.quantize(N_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def size_of(figure: Figure) -> dict[str, int]:
+    """Return the width and height in pixels that a figure takes on a notebook's page."""
+    width, height = figure.get_size_inches() * figure.dpi
+    return {"width": round(width), "height": round(height)}
 
 
 def tidy(axes: Axes, title: str) -> None:

@@ -6,6 +6,7 @@ in llama.cpp's order, and the whole file has the same bytes as llama-quantize wr
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,16 +186,19 @@ def _write_metadata(writer: GGUFWriter, model: Source, mix: Mix, weighting: Weig
 
 
 def _write_tensors(writer: GGUFWriter, model: Source, plan: Plan, convert: Convert, progress: bool) -> None:
-    """Write every tensor, some rows at a time."""
+    """Write every tensor, some rows at a time: while some are quantized, those before them go to the disk."""
     for tensor in plan.tensors:
         writer.declare(tensor.source.name, _stored_shape(tensor.source), tensor.type)
-    with byte_bar(plan.source_bytes, progress) as bar:
+    with byte_bar(plan.source_bytes, progress) as bar, ThreadPoolExecutor(1) as disk:
+        written: Future[None] = disk.submit(lambda: None)
         for tensor in plan.tensors:
             bar.set_description(tensor.source.name, refresh=False)
             for first_row, data in model.chunks(tensor.source):
                 for rows in _converted(data, tensor, first_row, convert):
-                    writer.write(tensor.source.name, rows)
+                    written.result()
+                    written = disk.submit(writer.write, tensor.source.name, rows)
                 bar.update(data.nbytes)
+        written.result()
 
 
 def _stored_shape(tensor: TensorInfo) -> tuple[int, ...]:

@@ -96,6 +96,8 @@ class Plan:
         ]
         return "\n".join((*lines, self.total(), self.needs())).rstrip("\n")
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         top = "".join(f"<th>{title}</th>" for title in _COLUMNS)
         rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows())

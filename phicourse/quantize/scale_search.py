@@ -245,7 +245,7 @@ def affine_steps(
         levels = np.float32(trials.first) + np.float32(trials.step) * np.float32(i) + np.float32(n_max)
         # the range starts at the best minimum so far, no longer at the smallest weight
         codes = _codes_above(x, best.minimum, levels / (highest - best.minimum), n_max)
-        scale, minimum, solvable = _least_squares(x, weights, sum_w, sum_x, codes)
+        scale, minimum, solvable = least_squares(x, weights, sum_w, sum_x, codes)
         error = _error_of(x, weights, scale, minimum, codes, absolute)
         best = _choose(solvable & (error < best.error), Affine(scale, minimum, codes, error), best)
         yield best
@@ -266,7 +266,7 @@ def _codes_above(x: Float32, minimum: Float32, inverse_scale: Float32, n_max: in
     return np.clip(nearest_int(inverse_scale * (x - minimum)), 0, n_max).astype(np.float32)
 
 
-def _least_squares(
+def least_squares(
     x: Float32, weights: Float32, sum_w: Float32, sum_x: Float32, codes: Float32
 ) -> tuple[Float32, Float32, Mask]:
     """Find the scale and minimum (count,) that fit the codes best, and where there is a single best one.

@@ -10,6 +10,7 @@ from phicourse.widgets.live import is_live
 
 _CELL, _SIDE = "30px", "84px"
 _MARK = "#0072b2"
+_BARE = "3px solid transparent"  # as wide as the frame of the chosen byte: no digit moves
 
 
 class HexMicroscope:
@@ -93,7 +94,7 @@ class _Bench:
         for row in range(self.scope.rows):
             cells += [self.offsets[row], *self.buttons[row * ROW : (row + 1) * ROW], self.texts[row]]
         columns = f"{_SIDE} repeat({ROW}, {_CELL}) 150px"
-        return ipywidgets.GridBox(cells, layout={"grid_template_columns": columns, "grid_gap": "2px 1px"})
+        return ipywidgets.GridBox(cells, layout={"grid_template_columns": columns, "grid_gap": "1px"})
 
     def _part(self) -> Part:
         return part_at(self.scope.parts, self.scope.at)
@@ -128,13 +129,13 @@ class _Bench:
                 button.description, button.tooltip = f"{raw[at]:02x}", describe_part(part)
                 button.style.button_color, button.style.text_color = COLOURS[part.kind], "black"
                 button.style.text_decoration = "underline" if at == part.offset else ""
-                button.layout.border = "none"
+                button.layout.border = _BARE
 
     def _mark(self, at: int, is_chosen: bool) -> None:
         """Frame a byte of this page, or take its frame away."""
         if 0 <= at - self.page < len(self.buttons):
             button = self.buttons[at - self.page]
-            button.layout.border = f"3px solid {_MARK}" if is_chosen else "none"
+            button.layout.border = f"3px solid {_MARK}" if is_chosen else _BARE
             button.style.font_weight = "bold" if is_chosen else ""
 
     def _explain(self) -> str:
@@ -150,4 +151,4 @@ class _Bench:
 
 
 def _cell_layout() -> dict[str, str]:
-    return {"width": _CELL, "height": "26px", "margin": "0", "padding": "0"}
+    return {"width": _CELL, "height": "32px", "border": _BARE, "margin": "0", "padding": "0"}

@@ -1,9 +1,12 @@
 """Our speed and llama.cpp's, side by side in one process: A B A B, the same files, the same threads.
 
     python tests/benchmarks/bench_vs_llama_cpp.py [--layers 16] [--repetitions 3] [--threads N] [--json FILE]
+    python tests/benchmarks/bench_vs_llama_cpp.py --types Q4_K_M,Q8_0,IQ3_S [--layers 4] [--threads N]
 
 Makes a Phi with random weights (200 million of them) in .bench/, then converts it, quantizes it F16 -> Q4_K_M,
-reads a prompt and generates with both. Prints speeds and ratios; decides nothing.
+reads a prompt and generates with both. With --types it only reads and generates, from files with some layers of
+Phi-3.5-mini's shapes in these mixes, whose rows repeat a few quantized ones. Prints speeds and ratios; decides
+nothing.
 """
 
 import argparse
@@ -11,11 +14,12 @@ import ctypes
 import json
 import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
+from phi_3_5_mini import make_f16
 from side_by_side import FOLDER, HEADER, REPOSITORY, Row, in_turns, prepare, read_bandwidth, run, say
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -24,9 +28,11 @@ from random_phi import write_random_phi
 
 import phicourse
 from phicourse.generate.backends import NativeBackend, thread_count
-from phicourse.gguf import GGUFFile
+from phicourse.gguf import GGUFFile, GGUFWriter, TensorInfo, TensorType, Value, ValueType
+from phicourse.quantize import MIXES, quantize_rows
 
 N_PROMPT, N_GEN = 512, 128
+DIFFERENT_ROWS = 32  # that are quantized, which is slow for some types, and repeated
 Q4_K_M_FILE_TYPE = 15
 
 
@@ -100,6 +106,11 @@ class Llama:
         self.context = llama_cpp.llama_new_context_with_model(self.model, parameters)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
+    def close(self) -> None:
+        """Give back the memory."""
+        llama_cpp.llama_free(self.context)
+        llama_cpp.llama_model_free(self.model)
+
     def clear(self) -> None:
         """Empty the cache."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
@@ -166,13 +177,55 @@ def bench_forward(path: Path, threads: int, repetitions: int) -> list[Row]:
         N_GEN,
         *in_turns(lambda: ours(*steps), lambda: theirs(*steps), repetitions),
     )
+    llama.close()
     return [prompt, generation]
+
+
+def make_mix(f16: Path, mix: str) -> Path:
+    """A file like f16 in another mix."""
+    path, source = FOLDER / f"repeated-{mix}.gguf", GGUFFile.open(f16)
+    plan = phicourse.quantize(f16, path, mix, dry_run=True)
+    own = {"general.file_type": Value(ValueType.UINT32, MIXES[mix].file_type)}
+    with GGUFWriter(path, force=True) as writer:
+        for key, value in (source.metadata | own).items():
+            writer.add(key, value.value, value.type, value.element)
+        for tensor in plan.tensors:
+            writer.declare(tensor.source.name, tensor.source.shape, tensor.type)
+        for tensor in plan.tensors:
+            writer.write(tensor.source.name, repeated_rows(tensor.source, tensor.type))
+    return path
+
+
+def repeated_rows(tensor: TensorInfo, type: TensorType) -> np.ndarray:
+    """Ones where the type is F32, else a few random rows again and again, quantized."""
+    n = tensor.shape[-1]
+    if type.name == "F32":
+        return np.ones((tensor.rows, n), np.float32)
+    x = np.random.default_rng(n).standard_normal((DIFFERENT_ROWS, n), np.float32) / np.sqrt(
+        n, dtype=np.float32
+    )
+    rows = quantize_rows(x, type.name, importance=np.ones(n, np.float32))
+    return np.resize(rows, (tensor.rows, rows.shape[1]))
+
+
+def bench_types(mixes: list[str], layers: int, threads: int, repetitions: int) -> list[Row]:
+    """Prompt and generation in each mix."""
+    f16, rows = make_f16(layers), []
+    for mix in mixes:
+        path = make_mix(f16, mix)
+        rows += [replace(row, what=f"{mix} {row.what}") for row in bench_forward(path, threads, repetitions)]
+        print(*rows[-2:], sep="\n", flush=True)
+        path.unlink()
+    return rows
 
 
 def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--layers", type=int, help="default: 16, with --types 4")
+    parser.add_argument(
+        "--types", help="mixes with commas between them: compare these with Phi-3.5-mini's shapes"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=thread_count(None))
     parser.add_argument(
@@ -182,7 +235,11 @@ def main() -> None:
     args = parser.parse_args()
     prepare()
     llama_cpp.llama_log_set(be_quiet, None)
-    converted, f16 = bench_convert(make_checkpoint(args.layers), args.converter, args.repetitions)
+    if args.types:
+        print(HEADER)
+        bench_types(args.types.upper().split(","), args.layers or 4, args.threads, args.repetitions)
+        return
+    converted, f16 = bench_convert(make_checkpoint(args.layers or 16), args.converter, args.repetitions)
     quantized, q4 = bench_quantize(f16, args.threads, args.repetitions)
     rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions)]
     weights = sum(tensor.nbytes for tensor in GGUFFile.open(q4).tensors.values())

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from small_checkpoints import TINY_MOE, Weights, fuse_experts, random_weights, write_safetensors
 
-from phicourse import load
 from phicourse.checkpoint import Checkpoint
 from phicourse.convert import OUTTYPES, config_from_gguf, convert, rows
-from phicourse.errors import CheckpointError, ConvertError, GGUFError, ModelError
+from phicourse.errors import CheckpointError, ConvertError, GGUFError
 from phicourse.gguf import GGUFFile, GGUFWriter
 from phicourse.quantize import dequantize_rows
 
@@ -226,16 +225,6 @@ def test_absurd_numbers_of_experts_end_at_once(tiny: Tiny) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6  # the names of six million tensors would take hundreds of megabytes
-
-
-def test_it_is_not_run_here_and_says_so(tiny: Tiny) -> None:
-    folder = make(tiny)
-    file = convert(folder, progress=False)
-    for path, backend in ((file, "native"), (file, "torch"), (folder, "torch")):
-        with pytest.raises(
-            ModelError, match="a phimoe model can be converted and quantized, but not run here"
-        ):
-            load(path, backend)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ def test_no_path_of_a_machine_and_no_widget_state(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["run", "lab", "test", "student", "solved", "bench", "bench-convert", "bench-quantize", "train", "clean"],
+    [
+        *("run", "lab", "test", "test-browser", "student", "solved", "train", "clean"),
+        *("bench", "bench-convert", "bench-quantize", "bench-notebooks"),
+    ],
 )
 def test_make_knows_the_target(repository: Path, target: str) -> None:
     planned = subprocess.run(["make", "--dry-run", target], cwd=repository, capture_output=True, text=True)

@@ -75,14 +75,16 @@ def test_the_page_shows_each_byte_once_and_escapes_the_file() -> None:
 def test_a_click_shows_the_field_of_the_byte(bench) -> None:
     bench.buttons[5].click()
     assert bench.scope.at == bench.slider.value == 5 and "the version = 3" in bench.says.value
-    assert bench.buttons[5].layout.border_top.startswith("3px")
+    assert bench.buttons[5].layout.border_top.startswith("3px solid #")
 
 
 def test_the_frame_moves_with_the_slider(bench) -> None:
     bench.slider.value = 9
     assert "the count of tensors" in bench.says.value
     framed = [
-        i for i, button in enumerate(bench.buttons) if (button.layout.border_top or "").startswith("3px")
+        i
+        for i, button in enumerate(bench.buttons)
+        if (button.layout.border_top or "").startswith("3px solid #")
     ]
     assert framed == [9]
 

@@ -28,20 +28,7 @@ size_t scratch_bytes(const Config &config, const KVCache &cache) {
     return std::max(matmul_scratch(widest), attention_scratch(cache.format()) * sizeof(float));
 }
 
-// An output that shares its numbers with the embedding has no name of its own.
-std::map<std::string, const Matrix *> named_matrices(const Weights &weights) {
-    std::map<std::string, const Matrix *> named;
-    for (size_t i = 0; i < weights.layers.size(); ++i) {
-        const std::string prefix = "blk." + std::to_string(i) + ".";
-        const LayerWeights &layer = weights.layers[i];
-        named[prefix + "attn_qkv.weight"] = &layer.qkv;
-        named[prefix + "attn_output.weight"] = &layer.attention_out;
-        named[prefix + "ffn_up.weight"] = &layer.gate_up;
-        named[prefix + "ffn_down.weight"] = &layer.down;
-    }
-    if (weights.output.data != weights.embedding.data) named["output.weight"] = &weights.output;
-    return named;
-}
+size_t panels_of(const Matrix &weight) { return (weight.rows + panel_rows - 1) / panel_rows; }
 
 } // namespace
 
@@ -50,10 +37,18 @@ Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int 
       weights_(find_weights(config, tensors)), kernels_(kernels(isa)), pool_(checked_threads(threads)),
       cache_(config, n_ctx, cache_type), rope_(config), residual_(max_batch_, config.hidden_size),
       normed_(max_batch_, config.hidden_size), attended_(max_batch_, config.query_size()),
-      gated_(max_batch_, config.ffn_size), qkv_(max_batch_ * config.qkv_size()),
-      branch_(max_batch_ * config.hidden_size), gate_up_(max_batch_ * 2 * config.ffn_size),
-      cosines_(max_batch_ * rope_.pairs()), sines_(max_batch_ * rope_.pairs()) {
+      gated_(max_batch_ * config.feed_forward_passes(), config.ffn_size), qkv_(max_batch_ * config.qkv_size()),
+      branch_(max_batch_ * config.hidden_size), up_(max_batch_ * config.feed_forward_passes() * config.up_size()),
+      cosines_(max_batch_ * rope_.pairs()), sines_(max_batch_ * rope_.pairs()),
+      handed_out_(config.has_experts() ? max_batch_ * config.n_experts_used : 0, config.hidden_size) {
     for (int thread = 0; thread < threads; ++thread) scratch_.emplace_back(scratch_bytes(config, cache_));
+    if (!config.has_experts()) return;
+    router_scores_.resize(max_batch_ * config.n_experts);
+    picks_.resize(max_batch_ * config.n_experts_used);
+    first_slot_.resize(config.n_experts + 1);
+    answers_.resize(max_batch_ * config.n_experts_used * config.hidden_size);
+    up_products_.reserve(2 * config.n_experts);
+    down_products_.reserve(config.n_experts);
 }
 
 // ---- the text --------------------------------------------------------------------------------
@@ -85,17 +80,22 @@ void Engine::forward(std::span<const int32_t> tokens, bool all_logits, float *lo
 
 InputSquares Engine::input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches) {
     truncate(0);
-    const auto matrices = named_matrices(weights_);
     std::vector<float> logits(config_.vocab_size);
+    InputSquares named;
     try {
-        for (const auto &[name, matrix] : matrices) squares_[matrix].assign(matrix->cols, 0.0);
+        for (const auto &[name, matrices] : weights_.multiplied)
+            for (const Matrix &matrix : matrices) squares_[matrix.data].sums.resize(matrix.cols);
         forward(tokens, false, logits.data(), between_batches);
+        for (const auto &[name, matrices] : weights_.multiplied)
+            for (const Matrix &matrix : matrices) {
+                const MatrixSquares &squares = squares_.at(matrix.data);
+                named[name].sums.insert(named[name].sums.end(), squares.sums.begin(), squares.sums.end());
+                named[name].tokens.push_back(squares.tokens);
+            }
     } catch (...) {
         squares_.clear();
         throw;
     }
-    InputSquares named;
-    for (const auto &[name, matrix] : matrices) named[name] = std::move(squares_[matrix]);
     squares_.clear();
     return named;
 }
@@ -140,59 +140,75 @@ void Engine::run_batch(const Batch &batch, int n_logits, float *logits) {
     }
     pool_.run([&](int thread) {
         void *scratch = scratch_[thread].data();
-        norm(weights_.layers[0].attention_norm, weights_.layers[0].qkv, batch);
+        norm(weights_.layers[0].attention_norm, batch);
         for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_phases(layer, batch, scratch);
         if (n_logits == 0 && squares_.empty()) return;
-        add_and_norm(weights_.output_norm, weights_.output, batch);
-        add_squares(weights_.output, normed_, batch.size);
-        if (n_logits > 0) multiply(weights_.output, normed_, batch.size - n_logits, n_logits, logits, scratch);
+        add_and_norm(weights_.output_norm, batch);
+        add_squares({&weights_.output, 0, batch.size, nullptr, 0}, normed_);
+        const Product output{&weights_.output, batch.size - n_logits, n_logits, logits, config_.vocab_size};
+        multiply({&output, 1}, normed_, scratch);
     });
 }
 
 // residual += attention(norm(residual)), then residual += mlp(norm(residual)). What a branch adds waits in
-// branch_ until the norm that follows.
+// branch_ until the norm that follows. A parallel layer has no second norm: there the MLP, too, reads the first.
 void Engine::layer_phases(int64_t index, const Batch &batch, void *scratch) {
     const LayerWeights &layer = weights_.layers[index];
-    if (index > 0) add_and_norm(layer.attention_norm, layer.qkv, batch);
-    add_squares(layer.qkv, normed_, batch.size);
-    multiply(layer.qkv, normed_, 0, batch.size, qkv_.data(), scratch);
+    if (index > 0) add_and_norm(layer.attention_norm, batch);
+    project_qkv(layer, batch, scratch);
     rotate_and_store(index, batch);
     attend(index, batch, scratch);
     code_attended(layer.attention_out, batch);
-    add_squares(layer.attention_out, attended_, batch.size);
-    multiply(layer.attention_out, attended_, 0, batch.size, branch_.data(), scratch);
-    add_and_norm(layer.ffn_norm, layer.gate_up, batch);
-    add_squares(layer.gate_up, normed_, batch.size);
-    multiply(layer.gate_up, normed_, 0, batch.size, gate_up_.data(), scratch);
-    gate(layer.down, batch);
-    add_squares(layer.down, gated_, batch.size);
-    multiply(layer.down, gated_, 0, batch.size, branch_.data(), scratch);
+    const Product out{&layer.attention_out, 0, batch.size, branch_.data(), config_.hidden_size};
+    apply({&out, 1}, attended_, scratch);
+    add_and_norm(layer.ffn_norm, batch);
+    config_.has_experts() ? mixture(layer, batch, scratch) : feed_forward(layer.experts[0], batch, scratch);
 }
 
 // Some parts for each thread, so that none waits long for another.
 size_t Engine::grain(size_t items) const { return std::max<size_t>(1, items / (8 * pool_.size())); }
 
-void Engine::normalize(int token, const float *weight, const Matrix &next) {
-    const int64_t hidden = config_.hidden_size;
-    kernels_.rms_norm(residual_.row(token), weight, static_cast<int>(hidden), static_cast<float>(config_.norm_eps),
-                      normed_.row(token));
-    normed_.code(kernels_, coding_for(next.type), token, 0, hidden);
+// ---- norms -----------------------------------------------------------------------------------
+
+void Engine::normalize(int token, const Norm &norm) {
+    const int hidden = static_cast<int>(config_.hidden_size);
+    const float eps = static_cast<float>(config_.norm_eps);
+    const float *x = residual_.row(token);
+    if (norm.bias != nullptr)
+        kernels_.layer_norm(x, norm.weight, norm.bias, hidden, eps, normed_.row(token));
+    else
+        kernels_.rms_norm(x, norm.weight, hidden, eps, normed_.row(token));
+    normed_.code(kernels_, norm.codings, token, 0, hidden);
 }
 
-void Engine::norm(const float *weight, const Matrix &next, const Batch &batch) {
+void Engine::norm(const Norm &norm, const Batch &batch) {
     pool_.for_each(batch.size, grain(batch.size), [&](size_t begin, size_t end) {
-        for (size_t token = begin; token < end; ++token) normalize(static_cast<int>(token), weight, next);
+        for (size_t token = begin; token < end; ++token) normalize(static_cast<int>(token), norm);
     });
 }
 
-void Engine::add_and_norm(const float *weight, const Matrix &next, const Batch &batch) {
+// A norm without weights leaves normed_ as it is.
+void Engine::add_and_norm(const Norm &norm, const Batch &batch) {
     const int hidden = static_cast<int>(config_.hidden_size);
     pool_.for_each(batch.size, grain(batch.size), [&](size_t begin, size_t end) {
         for (size_t token = begin; token < end; ++token) {
             kernels_.add(residual_.row(token), &branch_[token * hidden], hidden);
-            normalize(static_cast<int>(token), weight, next);
+            if (norm.weight != nullptr) normalize(static_cast<int>(token), norm);
         }
     });
+}
+
+// ---- attention -------------------------------------------------------------------------------
+
+void Engine::project_qkv(const LayerWeights &layer, const Batch &batch, void *scratch) {
+    Product products[3];
+    int n = 0;
+    float *out = qkv_.data();
+    for (const Linear &linear : layer.qkv) {
+        products[n++] = {&linear, 0, batch.size, out, config_.qkv_size()};
+        out += linear.weight.rows;
+    }
+    apply({products, static_cast<size_t>(n)}, normed_, scratch);
 }
 
 // One key and value head of one token, with the query heads that share them.
@@ -252,56 +268,166 @@ void Engine::attend(int64_t layer, const Batch &batch, void *scratch) {
     });
 }
 
-// The two phases below share the columns of the tokens in steps of 256, which all codings can be cut at: one
-// token alone keeps all threads busy.
-void Engine::code_attended(const Matrix &next, const Batch &batch) {
-    const Coding coding = coding_for(next.type);
-    if (coding == Coding::none) return;
+// Here and in `activate` threads share the columns of the tokens in steps of 256, which all codings can be cut
+// at: one token alone keeps all of them busy.
+void Engine::code_attended(const Linear &next, const Batch &batch) {
+    if (coding_for(next.weight.type) == Coding::none) return;
+    const Codings codings(next.weight.type);
     const int64_t cols = attended_.cols(), steps = (cols + 255) / 256;
     const size_t items = batch.size * steps;
     pool_.for_each(items, grain(items), [&](size_t begin, size_t end) {
         for (size_t item = begin; item < end; ++item) {
             const int64_t start = item % steps * 256;
-            attended_.code(kernels_, coding, item / steps, start, std::min(start + 256, cols));
+            attended_.code(kernels_, codings, item / steps, start, std::min(start + 256, cols));
         }
     });
 }
 
-void Engine::gate(const Matrix &next, const Batch &batch) {
-    const Coding coding = coding_for(next.type);
+// ---- the feed-forward part -------------------------------------------------------------------
+
+void Engine::feed_forward(const FeedForwardWeights &weights, const Batch &batch, void *scratch) {
+    const Product up{&weights.up[0], 0, batch.size, up_.data(), config_.up_size()};
+    const Product down{&weights.down, 0, batch.size, branch_.data(), config_.hidden_size};
+    apply({&up, 1}, normed_, scratch);
+    activate(weights.down, batch.size);
+    apply({&down, 1}, gated_, scratch);
+}
+
+// An expert works on all of its tokens at once: its weights are read once for a batch.
+void Engine::mixture(const LayerWeights &layer, const Batch &batch, void *scratch) {
+    const Product scores{&layer.router, 0, batch.size, router_scores_.data(), config_.n_experts};
+    apply({&scores, 1}, normed_, scratch);
+    route(layer, batch);
+    hand_out(layer, batch);
+    apply(up_products_, handed_out_, scratch);
+    activate(layer.experts[0].down, static_cast<int>(batch.size * config_.n_experts_used));
+    apply(down_products_, gated_, scratch);
+    collect(batch);
+}
+
+// Picks the experts and sorts the picks by expert. So little work that one thread does it.
+void Engine::route(const LayerWeights &layer, const Batch &batch) {
+    const int n_experts = static_cast<int>(config_.n_experts), n_used = static_cast<int>(config_.n_experts_used);
+    pool_.for_each(1, 1, [&](size_t, size_t) {
+        const std::span<Pick> picks(picks_.data(), static_cast<size_t>(batch.size) * n_used);
+        for (int token = 0; token < batch.size; ++token)
+            pick_experts(&router_scores_[token * n_experts], n_experts, n_used,
+                         static_cast<float>(config_.router_jitter), &picks[token * n_used]);
+        std::fill(first_slot_.begin(), first_slot_.end(), 0);
+        for (Pick &pick : picks) pick.slot = first_slot_[pick.expert + 1]++; // among those of its expert
+        for (int expert = 0; expert < n_experts; ++expert) first_slot_[expert + 1] += first_slot_[expert];
+        for (Pick &pick : picks) pick.slot += first_slot_[pick.expert];
+        plan_products(layer);
+    });
+}
+
+void Engine::plan_products(const LayerWeights &layer) {
+    up_products_.clear();
+    down_products_.clear();
+    for (size_t i = 0; i < layer.experts.size(); ++i) {
+        const FeedForwardWeights &expert = layer.experts[i];
+        const int first = first_slot_[i], tokens = first_slot_[i + 1] - first;
+        if (tokens == 0) continue;
+        float *out = &up_[first * config_.up_size()];
+        for (const Linear &up : expert.up) {
+            up_products_.push_back({&up, first, tokens, out, config_.up_size()});
+            out += up.weight.rows;
+        }
+        float *answers = &answers_[first * config_.hidden_size];
+        down_products_.push_back({&expert.down, first, tokens, answers, config_.hidden_size});
+    }
+}
+
+// Copies every token to the experts that it was given to.
+void Engine::hand_out(const LayerWeights &layer, const Batch &batch) {
+    const int64_t hidden = config_.hidden_size, n_used = config_.n_experts_used;
+    const size_t n_picks = batch.size * n_used;
+    pool_.for_each(n_picks, grain(n_picks), [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
+            const float *row = normed_.row(i / n_used);
+            std::copy(row, row + hidden, handed_out_.row(picks_[i].slot));
+            handed_out_.code(kernels_, layer.expert_codings, picks_[i].slot, 0, hidden);
+        }
+    });
+}
+
+// branch = the sum of the experts' answers, weighted, in the order of the picks.
+void Engine::collect(const Batch &batch) {
+    const int64_t hidden = config_.hidden_size, n_used = config_.n_experts_used;
+    pool_.for_each(batch.size, grain(batch.size), [&](size_t begin, size_t end) {
+        for (size_t token = begin; token < end; ++token) {
+            float *out = &branch_[token * hidden];
+            std::fill(out, out + hidden, 0.0f);
+            for (int64_t i = 0; i < n_used; ++i) {
+                const Pick &pick = picks_[token * n_used + i];
+                const float *answer = &answers_[pick.slot * hidden];
+                for (int64_t j = 0; j < hidden; ++j) out[j] += pick.weight * answer[j];
+            }
+        }
+    });
+}
+
+void Engine::activate(const Linear &next, int vectors) {
+    const bool is_gelu = config_.architecture->feed_forward == FeedForward::gelu;
+    const Codings codings(next.weight.type);
     const int64_t cols = config_.ffn_size, steps = (cols + 255) / 256;
-    const size_t items = batch.size * steps;
+    const size_t items = vectors * steps;
     pool_.for_each(items, grain(items), [&](size_t begin, size_t end) {
         for (size_t item = begin; item < end; ++item) {
-            const int64_t token = item / steps, start = item % steps * 256, stop = std::min(start + 256, cols);
-            const float *gates = &gate_up_[token * 2 * cols + start];
-            kernels_.swiglu(gates, gates + cols, static_cast<int>(stop - start), gated_.row(token) + start);
-            gated_.code(kernels_, coding, token, start, stop);
+            const int64_t vector = item / steps, start = item % steps * 256, stop = std::min(start + 256, cols);
+            const float *up = &up_[vector * config_.up_size() + start];
+            float *out = gated_.row(vector) + start;
+            is_gelu ? kernels_.gelu(up, static_cast<int>(stop - start), out)
+                    : kernels_.swiglu(up, up + cols, static_cast<int>(stop - start), out);
+            gated_.code(kernels_, codings, vector, start, stop);
         }
     });
 }
 
-// Does nothing unless the sums are wanted. All tokens of a column are added up by one thread, in order.
-void Engine::add_squares(const Matrix &weight, Vectors &x, int tokens) {
-    const auto found = squares_.find(&weight);
+// ---- products --------------------------------------------------------------------------------
+
+void Engine::apply(std::span<const Product> products, Vectors &x, void *scratch) {
+    for (const Product &product : products) add_squares(product, x);
+    multiply(products, x, scratch);
+}
+
+// Does nothing unless the sums are wanted. All vectors of a column are added up by one thread, in order.
+void Engine::add_squares(const Product &product, Vectors &x) {
+    const auto found = squares_.find(product.linear->weight.data);
     if (found == squares_.end()) return;
-    double *sums = found->second.data();
-    pool_.for_each(weight.cols, 256, [&](size_t begin, size_t end) {
-        for (int token = 0; token < tokens; ++token) {
-            const float *row = x.row(token);
-            for (size_t i = begin; i < end; ++i) sums[i] += static_cast<double>(row[i]) * row[i];
+    MatrixSquares &squares = found->second;
+    pool_.for_each(squares.sums.size(), 256, [&](size_t begin, size_t end) {
+        if (begin == 0) squares.tokens += product.tokens;
+        for (int token = 0; token < product.tokens; ++token) {
+            const float *row = x.row(product.first + token);
+            for (size_t i = begin; i < end; ++i) squares.sums[i] += static_cast<double>(row[i]) * row[i];
         }
     });
 }
 
-void Engine::multiply(const Matrix &weight, Vectors &x, int first, int tokens, float *out, void *scratch) {
-    const Activations activations = x.activations(coding_for(weight.type), first, tokens);
-    const auto matmul = kernels_.matmul[static_cast<int>(weight.type)];
-    const size_t panels = (weight.rows + panel_rows - 1) / panel_rows;
+void Engine::multiply(std::span<const Product> products, Vectors &x, void *scratch) {
+    size_t panels = 0;
+    for (const Product &product : products) panels += panels_of(product.linear->weight);
     pool_.for_each(panels, grain(panels), [&](size_t begin, size_t end) {
-        const int64_t last = std::min<int64_t>(end * panel_rows, weight.rows);
-        matmul(weight, begin * panel_rows, last, activations, out, weight.rows, scratch);
+        size_t first = 0; // panel of the product
+        for (const Product &product : products) {
+            const size_t n = panels_of(product.linear->weight);
+            const size_t from = std::max(begin, first), to = std::min(end, first + n);
+            if (from < to) multiply(product, (from - first) * panel_rows, (to - first) * panel_rows, x, scratch);
+            first += n;
+        }
     });
+}
+
+void Engine::multiply(const Product &product, int64_t first, int64_t last, Vectors &x, void *scratch) {
+    const auto &[weight, bias] = *product.linear;
+    last = std::min(last, weight.rows);
+    const Activations activations = x.activations(coding_for(weight.type), product.first, product.tokens);
+    kernels_.matmul[static_cast<int>(weight.type)](weight, first, last, activations, product.out, product.stride,
+                                                   scratch);
+    if (bias == nullptr) return;
+    for (int token = 0; token < product.tokens; ++token)
+        kernels_.add(product.out + token * product.stride + first, bias + first, static_cast<int>(last - first));
 }
 
 } // namespace phi

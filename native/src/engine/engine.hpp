@@ -1,4 +1,4 @@
-// The forward pass of Phi-3: token ids in, logits out, keys and values kept from call to call.
+// The forward pass of a Phi: token ids in, logits out, keys and values kept from call to call.
 #pragma once
 
 #include "../isa.hpp"
@@ -6,6 +6,7 @@
 #include "config.hpp"
 #include "kv_cache.hpp"
 #include "rope.hpp"
+#include "router.hpp"
 #include "vectors.hpp"
 #include "weights.hpp"
 
@@ -17,7 +18,13 @@
 
 namespace phi {
 
-using InputSquares = std::map<std::string, std::vector<double>>;
+// What a tensor's matrices, one or those of all experts, were multiplied with.
+struct TensorSquares {
+    std::vector<double> sums;    // (matrices, columns), of the squares
+    std::vector<int64_t> tokens; // (matrices)
+};
+
+using InputSquares = std::map<std::string, TensorSquares>; // by the tensor's name in a GGUF file
 
 // Logits depend on the tokens alone: not on the number of threads, nor on how the text was cut into calls.
 class Engine {
@@ -37,7 +44,7 @@ class Engine {
                  const std::function<void()> &between_batches = {});
 
     // Forgets the text, reads these tokens, and returns for every matrix but the embedding the sums over the
-    // tokens of the squares of what it is multiplied with: {name in a GGUF file: (columns)}. Throws as forward.
+    // tokens of the squares of what it is multiplied with. Throws as forward.
     InputSquares input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches = {});
 
     // Forgets every position from `length` on. Throws std::out_of_range beyond position().
@@ -60,21 +67,37 @@ class Engine {
     void extend(int64_t new_tokens, bool all_logits, float *logits, const std::function<void()> &between_batches);
     void run_batch(const Batch &batch, int n_logits, float *logits);
 
-    // Phases: each is called by all threads, shares the work among them and ends at a barrier. Where a phase
-    // makes vectors, `next` is the matrix that they meet, for their coding.
+    // Some of a phase's vectors meet a matrix.
+    struct Product {
+        const Linear *linear;
+        int first, tokens; // the vectors
+        float *out;        // (tokens, stride)
+        ptrdiff_t stride;
+    };
+
+    // Phases: each is called by all threads, shares the work among them and ends at a barrier.
     void layer_phases(int64_t index, const Batch &batch, void *scratch);
-    void norm(const float *weight, const Matrix &next, const Batch &batch);
-    void add_and_norm(const float *weight, const Matrix &next, const Batch &batch);
+    void norm(const Norm &norm, const Batch &batch);
+    void add_and_norm(const Norm &norm, const Batch &batch);
+    void project_qkv(const LayerWeights &layer, const Batch &batch, void *scratch);
     void rotate_and_store(int64_t layer, const Batch &batch);
     void attend(int64_t layer, const Batch &batch, void *scratch);
-    void code_attended(const Matrix &next, const Batch &batch);
-    void gate(const Matrix &next, const Batch &batch);
-    void add_squares(const Matrix &weight, Vectors &x, int tokens);
-    void multiply(const Matrix &weight, Vectors &x, int first, int tokens, float *out, void *scratch);
+    void code_attended(const Linear &next, const Batch &batch);
+    void feed_forward(const FeedForwardWeights &weights, const Batch &batch, void *scratch);
+    void mixture(const LayerWeights &layer, const Batch &batch, void *scratch);
+    void route(const LayerWeights &layer, const Batch &batch);
+    void hand_out(const LayerWeights &layer, const Batch &batch);
+    void activate(const Linear &next, int vectors);
+    void collect(const Batch &batch);
+    void apply(std::span<const Product> products, Vectors &x, void *scratch);
+    void add_squares(const Product &product, Vectors &x);
+    void multiply(std::span<const Product> products, Vectors &x, void *scratch);
 
     // Parts of a phase.
-    void normalize(int token, const float *weight, const Matrix &next);
+    void normalize(int token, const Norm &norm);
     void rotate_and_store(int64_t layer, int64_t position, int token, int64_t kv_head);
+    void multiply(const Product &product, int64_t first_row, int64_t last_row, Vectors &x, void *scratch);
+    void plan_products(const LayerWeights &layer);
     size_t grain(size_t items) const;
 
     Config config_;
@@ -89,12 +112,26 @@ class Engine {
     int64_t n_cached_ = 0;      // so many of them have keys and values in the cache
     bool uses_long_factors_ = false;
 
-    Vectors residual_, normed_, attended_, gated_;
-    std::vector<float> qkv_, branch_, gate_up_;   // (tokens, rows of the matrix that makes them)
+    Vectors residual_, normed_, attended_;
+    Vectors gated_;                               // one for each pass of a token through a feed-forward part
+    std::vector<float> qkv_, branch_, up_;        // (tokens or passes, rows of the matrices that make them)
     std::vector<float> cosines_, sines_;          // (tokens, rotated pairs)
     std::vector<ZeroedArray<std::byte>> scratch_; // one for each thread
 
-    std::map<const Matrix *, std::vector<double>> squares_; // of each matrix's input; empty unless wanted
+    // Of a layer with experts. Tokens lie in slots, a copy for each pick, those of an expert side by side.
+    std::vector<float> router_scores_;                 // (tokens, experts)
+    std::vector<Pick> picks_;                          // (tokens, picks)
+    std::vector<int> first_slot_;                      // (experts + 1)
+    Vectors handed_out_;                               // (slots, hidden)
+    std::vector<float> answers_;                       // (slots, hidden)
+    std::vector<Product> up_products_, down_products_; // of the experts that were picked
+
+    // Of each matrix's input, by where its weights are; empty unless wanted.
+    struct MatrixSquares {
+        std::vector<double> sums; // (columns)
+        int64_t tokens = 0;
+    };
+    std::map<const uint8_t *, MatrixSquares> squares_;
 };
 
 } // namespace phi

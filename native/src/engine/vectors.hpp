@@ -2,51 +2,80 @@
 #pragma once
 
 #include "../kernels/kernels.hpp"
+#include "memory.hpp"
 
+#include <new>
 #include <vector>
 
 namespace phi {
 
+// The codings of the weights that a vector meets: it may go to several matrices, of several types.
+class Codings {
+  public:
+    Codings() = default;
+    explicit Codings(Type weight_type) { add(weight_type); }
+
+    void add(Type weight_type) { bits_ |= 1u << static_cast<int>(coding_for(weight_type)); }
+    bool has(Coding coding) const { return (bits_ >> static_cast<int>(coding) & 1) != 0; }
+
+  private:
+    unsigned bits_ = 0;
+};
+
 class Vectors {
   public:
     Vectors(int64_t max_tokens, int64_t cols)
-        : cols_(cols), values_(max_tokens * cols), codes_(max_tokens * cols), sums_(max_tokens * (cols / 16)),
-          scales_(max_tokens * (cols / 32)) {}
+        : cols_(cols), values_(max_tokens * cols), in_32_(max_tokens, cols, 32, 32), in_256_(max_tokens, cols, 256, 16) {
+    }
 
     int64_t cols() const { return cols_; }
     float *row(int64_t token) { return values_.data() + token * cols_; }
 
     // Codes the columns begin … end - 1 of a token; both are multiples of 256, or the end of the row.
-    void code(const Kernels &kernels, Coding coding, int64_t token, int64_t begin, int64_t end) {
-        if (coding == Coding::none) return;
-        kernels.quantize(coding, row(token) + begin, static_cast<int>(end - begin),
-                         codes_.data() + token * cols_ + begin,
-                         sums_.data() + (token * cols_ + begin) / sum_group(coding),
-                         scales_.data() + (token * cols_ + begin) / block(coding));
+    void code(const Kernels &kernels, Codings codings, int64_t token, int64_t begin, int64_t end) {
+        for (Coding coding : {Coding::blocks_of_32, Coding::blocks_of_256}) {
+            if (!codings.has(coding)) continue;
+            const int64_t at = token * cols_ + begin;
+            const Codes &codes = codes_in(coding);
+            kernels.quantize(coding, row(token) + begin, static_cast<int>(end - begin), codes.codes.data() + at,
+                             codes.sums.data() + at / codes.sum_group, codes.scales.data() + at / codes.block);
+        }
     }
 
     // What a matrix product takes: `tokens` tokens from `first` on.
     Activations activations(Coding coding, int64_t first, int tokens) {
-        const int64_t start = first * cols_;
         if (coding == Coding::none) return {tokens, cols_, coding, row(first), nullptr, nullptr, nullptr};
+        const int64_t at = first * cols_;
+        const Codes &codes = codes_in(coding);
         return {tokens,
                 cols_,
                 coding,
                 row(first),
-                codes_.data() + start,
-                sums_.data() + start / sum_group(coding),
-                scales_.data() + start / block(coding)};
+                codes.codes.data() + at,
+                codes.sums.data() + at / codes.sum_group,
+                codes.scales.data() + at / codes.block};
     }
 
   private:
-    static int64_t block(Coding coding) { return coding == Coding::blocks_of_32 ? 32 : 256; }
-    static int64_t sum_group(Coding coding) { return coding == Coding::blocks_of_32 ? 32 : 16; }
+    // Memory that is not touched where no matrix wants this coding.
+    struct Codes {
+        Codes(int64_t max_tokens, int64_t cols, int64_t block, int64_t sum_group)
+            : block(block), sum_group(sum_group), codes(max_tokens * cols), sums(max_tokens * cols / sum_group),
+              scales(max_tokens * cols / block) {
+            if (!codes.allocated() || !sums.allocated() || !scales.allocated()) throw std::bad_alloc();
+        }
+
+        int64_t block, sum_group; // codes that share a scale, and a sum
+        ZeroedArray<int8_t> codes;
+        ZeroedArray<int16_t> sums;
+        ZeroedArray<float> scales;
+    };
+
+    const Codes &codes_in(Coding coding) const { return coding == Coding::blocks_of_32 ? in_32_ : in_256_; }
 
     int64_t cols_;
     std::vector<float> values_;
-    std::vector<int8_t> codes_;
-    std::vector<int16_t> sums_;
-    std::vector<float> scales_;
+    Codes in_32_, in_256_;
 };
 
 } // namespace phi

@@ -26,17 +26,16 @@ namespace phi::PHI_ISA {
 // One for each Type, in the order of the enumeration.
 static constexpr Matmul matmuls[] = {
     float_matmul<float>, float_matmul<Half>, float_matmul<Bfloat16>,
-    quantized_matmul<BlockQ8_0>, quantized_matmul<BlockQ4_0>, dequantized_matmul<quantizer_q4_1, BLOCK>,
-    dequantized_matmul<quantizer_q5_0, BLOCK>, dequantized_matmul<quantizer_q5_1, BLOCK>,
-    dequantized_matmul<quantizer_q2_k, SUPER_BLOCK>, dequantized_matmul<quantizer_q3_k, SUPER_BLOCK>,
-    quantized_matmul<BlockQ4_K>, quantized_matmul<BlockQ5_K>, quantized_matmul<BlockQ6_K>,
-    dequantized_matmul<quantizer_iq4_nl, BLOCK>, dequantized_matmul<quantizer_iq4_xs, SUPER_BLOCK>,
-    dequantized_matmul<quantizer_iq3_s, SUPER_BLOCK>, dequantized_matmul<quantizer_iq3_xxs, SUPER_BLOCK>,
-    dequantized_matmul<quantizer_iq2_s, SUPER_BLOCK>, dequantized_matmul<quantizer_iq2_xs, SUPER_BLOCK>,
-    dequantized_matmul<quantizer_iq2_xxs, SUPER_BLOCK>, dequantized_matmul<quantizer_iq1_m, SUPER_BLOCK>,
-    dequantized_matmul<quantizer_iq1_s, SUPER_BLOCK>,
-    dequantized_matmul<quantizer_tq1_0, SUPER_BLOCK>, dequantized_matmul<quantizer_tq2_0, SUPER_BLOCK>,
-    dequantized_matmul<quantizer_mxfp4, BLOCK>, dequantized_matmul<quantizer_nvfp4, BLOCK_NVFP4>,
+    quantized_matmul<BlockQ8_0>, quantized_matmul<BlockQ4_0>, quantized_matmul<BlockQ4_1>,
+    quantized_matmul<BlockQ5_0>, quantized_matmul<BlockQ5_1>,
+    quantized_matmul<BlockQ2_K>, quantized_matmul<BlockQ3_K>, quantized_matmul<BlockQ4_K>,
+    quantized_matmul<BlockQ5_K>, quantized_matmul<BlockQ6_K>,
+    quantized_matmul<BlockIQ4_NL>, quantized_matmul<BlockIQ4_XS>,
+    quantized_matmul<BlockIQ3_S>, quantized_matmul<BlockIQ3_XXS>,
+    quantized_matmul<BlockIQ2_S>, quantized_matmul<BlockIQ2_XS>, quantized_matmul<BlockIQ2_XXS>,
+    quantized_matmul<BlockIQ1_M>, quantized_matmul<BlockIQ1_S>,
+    quantized_matmul<BlockTQ1_0>, quantized_matmul<BlockTQ2_0>,
+    quantized_matmul<BlockMXFP4>, dequantized_matmul<quantizer_nvfp4, BLOCK_NVFP4>,
     dequantized_matmul<quantizer_q1_0, BLOCK_Q1_0>, dequantized_matmul<quantizer_q2_0, BLOCK_Q2_0>,
 };
 static_assert(sizeof matmuls / sizeof *matmuls == N_TYPES);
@@ -44,8 +43,10 @@ static_assert(sizeof matmuls / sizeof *matmuls == N_TYPES);
 extern const Kernels table;
 const Kernels table = {
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .add = add,
     .swiglu = swiglu,
+    .gelu = gelu,
     .rotate = rotate,
     .store_key = store_key,
     .store_value = store_value,

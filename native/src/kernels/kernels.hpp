@@ -31,12 +31,20 @@ enum class Coding { none, blocks_of_32, blocks_of_256 };
 // The coding that weights of this type are multiplied with.
 constexpr Coding coding_for(Type weight_type) {
     switch (weight_type) {
+    case Type::F32:
+    case Type::F16:
+    case Type::BF16:
+    case Type::NVFP4:
+    case Type::Q1_0:
+    case Type::Q2_0: return Coding::none;
     case Type::Q8_0:
-    case Type::Q4_0: return Coding::blocks_of_32;
-    case Type::Q4_K:
-    case Type::Q5_K:
-    case Type::Q6_K: return Coding::blocks_of_256;
-    default: return Coding::none;
+    case Type::Q4_0:
+    case Type::Q4_1:
+    case Type::Q5_0:
+    case Type::Q5_1:
+    case Type::IQ4_NL:
+    case Type::MXFP4: return Coding::blocks_of_32;
+    default: return Coding::blocks_of_256;
     }
 }
 
@@ -102,10 +110,14 @@ using Matmul = void (*)(const Matrix &weight, int64_t first, int64_t last, const
 struct Kernels {
     // out = x / sqrt(mean(x^2) + eps) * weight
     void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *out);
+    // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, int n, float eps, float *out);
     // x += y
     void (*add)(float *x, const float *y, int n);
     // out = silu(gate) * up, silu(x) = x / (1 + e^-x)
     void (*swiglu)(const float *gate, const float *up, int n, float *out);
+    // out = x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
+    void (*gelu)(const float *x, int n, float *out);
     // Turns pairs (x[i], x[i + half]) by the angles whose cosine and sine are given.
     void (*rotate)(float *x, const float *cosine, const float *sine, int half);
     // Put the key of one position, number `slot` of its block, or its value into the cache: (head_size) floats.
@@ -123,6 +135,15 @@ inline constexpr int panel_rows = 16;
 
 // Bytes for one unpacked panel: a code for every weight, and for every 16 weights of a row at most a scale
 // (4 bytes), an offset (2) and a share of two floats for each block (4).
-inline constexpr size_t matmul_scratch(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+inline constexpr size_t panel_bytes(int64_t cols) { return panel_rows * (cols + cols / 16 * 10) + 64; }
+
+// As many panels as leave room for vectors in a second-level cache of a megabyte, or one where rows are long.
+inline constexpr size_t panels_bytes(int64_t cols) {
+    constexpr size_t half_of_cache = 512 << 10;
+    return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) / 64 * 64 + 64 : half_of_cache;
+}
+
+// Behind them a number for every 16 weights of the tokens, at most 8, that meet the panels together.
+inline constexpr size_t matmul_scratch(int64_t cols) { return panels_bytes(cols) + 8 * (cols / 16) * sizeof(int32_t); }
 
 } // namespace phi

@@ -8,95 +8,182 @@
 
 namespace phi::PHI_ISA {
 
+// The form that weights have in a panel: that of their type, unless the instruction set chooses another one.
+template <class Block> struct PanelForm : Traits<Block> {};
+
+// Where the scale of the group that begins at weight `start` is: even groups of 16 come first, as in sums.
+template <int group> constexpr int scale_index(int start) {
+    return group == 16 ? sum_index(start / 16) : group == 32 ? start / 32 : 0;
+}
+
+// How many pairs of minima a block has, in the order of scales; the only one of a block of 32 is 1 and is not stored.
+template <class Block> constexpr int minima_pairs() {
+    using Form = Traits<Block>;
+    return !Form::minima ? 0 : Form::size == 32 ? 1 : Form::size / Form::group / 2;
+}
+
+// One block of one row, in the order of the panel: what becomes a column of it is a run of 32-bit words here.
+// A block of 32 has no scale but d. Where there are no minima there is one pair, not used.
+template <int size, int group, int pairs> struct alignas(32) PanelRow {
+    static constexpr int n_scales = size == 32 ? 1 : group == 16 ? 16 : 8;
+    static constexpr int n_pairs = pairs > 0 ? pairs : 1;
+
+    uint8_t codes[size];
+    int32_t scales[n_scales];
+    int16_t minima[n_pairs][2];
+};
+
 // One block of each row of the panel.
-template <class Block> struct alignas(64) PanelBlock {
-    static constexpr int size = Traits<Block>::size;
-    // A block of 32 has no scale but d, and one offset for all its weights: one element, not used.
-    static constexpr int scale_groups = size == 32 ? 1 : size / Traits<Block>::group;
-    static constexpr int offset_pairs = size == 32 ? 1 : 8;
+template <int size, int group, int pairs> struct alignas(64) PanelBlock {
+    using Row = PanelRow<size, group, pairs>;
 
     uint8_t codes[size / 4][panel_rows][4];
-    int32_t scales[scale_groups][panel_rows];
-    int16_t offsets[offset_pairs][panel_rows][2]; // in the order of the sums of the activations
+    int32_t scales[Row::n_scales][panel_rows];
+    int16_t minima[Row::n_pairs][panel_rows][2];
     float d[panel_rows], dmin[panel_rows];
 };
 
-// One block of one row, in the order of the panel: what becomes a column of it is a run of 32-bit words here.
-template <class Block> struct alignas(16) PanelRow {
-    uint8_t codes[Traits<Block>::size];
-    int32_t scales[PanelBlock<Block>::scale_groups];
-    int16_t offsets[PanelBlock<Block>::offset_pairs][2];
-};
+template <class Block>
+using PanelBlockOf = PanelBlock<PanelForm<Block>::size, PanelForm<Block>::group, minima_pairs<Block>()>;
 
 // 16 rows of n words, a multiple of 4, `stride` words apart, to n columns of 16 words; the instruction set brings it.
 void transpose(const uint32_t *rows, int stride, int n, uint32_t (*columns)[panel_rows]);
 
-template <class Block> void unpack_row(const Block &block, PanelRow<Block> &out, float &d, float &dmin) {
-    constexpr int size = Traits<Block>::size, group = Traits<Block>::group;
-    Unpacked<size> weights;
-    unpack(block, weights);
-    std::memcpy(out.codes, weights.codes, size);
-    d = weights.d;
-    dmin = weights.dmin;
-    if constexpr (size == 256) {
-        for (int i = 0; i < size / group; ++i) out.scales[i] = weights.scales[i * group / 16];
-        for (int i = 0; i < 16; ++i) out.offsets[sum_index(i) / 2][sum_index(i) % 2] = weights.offsets[i];
-    }
-}
+// Codes, scales and minima of a block; the instruction set brings it.
+template <class Block, class Row> void unpack_row(const Block &block, Points points, Row &out);
 
-template <class Block> void pack_block(const Block *const *rows, int64_t block, PanelBlock<Block> &out) {
-    constexpr int size = Traits<Block>::size, stride = sizeof(PanelRow<Block>) / 4;
-    PanelRow<Block> staged[panel_rows];
-    for (int row = 0; row < panel_rows; ++row) unpack_row(rows[row][block], staged[row], out.d[row], out.dmin[row]);
+template <class Block>
+void pack_block(const Block *const *rows, int64_t block, Points points, PanelBlockOf<Block> &out) {
+    using Row = typename PanelBlockOf<Block>::Row;
+    constexpr int size = PanelForm<Block>::size, stride = sizeof(Row) / 4;
+    Row staged[panel_rows];
+    for (int row = 0; row < panel_rows; ++row) {
+        unpack_row(rows[row][block], points, staged[row]);
+        out.d[row] = d_of(rows[row][block]);
+        out.dmin[row] = dmin_of(rows[row][block]);
+    }
     const auto columns = [&](const void *first, int words, void *to) {
         transpose(static_cast<const uint32_t *>(first), stride, words, static_cast<uint32_t (*)[panel_rows]>(to));
     };
     columns(staged[0].codes, size / 4, out.codes);
     if constexpr (size == 256) {
-        columns(staged[0].scales, size / Traits<Block>::group, out.scales);
-        columns(staged[0].offsets, 8, out.offsets);
+        columns(staged[0].scales, Row::n_scales, out.scales);
+        if constexpr (Traits<Block>::minima) columns(staged[0].minima, Row::n_pairs, out.minima);
     }
 }
 
 // Rows first … last - 1, at most 16; where there are fewer the last is taken again. Asks for the rows after
 // them, which are next.
-template <class Block> void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlock<Block> *panel) {
+template <class Block>
+void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlockOf<Block> *panel) {
+    const Points points = points_of<Block>();
     const Block *rows[panel_rows];
     for (int i = 0; i < panel_rows; ++i) rows[i] = row_of<Block>(weight, first + i < last ? first + i : last - 1);
     const char *ahead = reinterpret_cast<const char *>(rows[0]) + panel_rows * weight.row_bytes;
     for (int64_t block = 0; block < weight.cols / Traits<Block>::size; ++block, ahead += panel_rows * sizeof(Block)) {
         for (size_t i = 0; i < panel_rows * sizeof(Block); i += 64) __builtin_prefetch(ahead + i, 0, 2);
-        pack_block(rows, block, panel[block]);
+        pack_block(rows, block, points, panel[block]);
+    }
+}
+
+// ---- tokens ----------------------------------------------------------------------------------
+
+// The code of zero as the tile of the instruction set sees it.
+template <class Block> constexpr int zero_in_tile();
+
+// Numbers of 32 bits that a token has for each block, see set_offsets().
+template <class Block> constexpr int offsets_in() {
+    using Form = PanelForm<Block>;
+    return Form::minima ? minima_pairs<Block>() : Form::group == 16 ? 16 : Form::size / Form::group;
+}
+
+// Where sums of products begin, so that no offset need be taken off them later: -zero · Σ activation for every
+// group with a scale. Where weights have minima: what these meet, Σ activation, in pairs of words as they have.
+template <class Block> void set_offsets(const int16_t *sums, int64_t blocks, int32_t *out) {
+    using Form = PanelForm<Block>;
+    constexpr int factor = Form::minima ? 1 : -zero_in_tile<Block>(), n = offsets_in<Block>();
+    for (int64_t block = 0; block < blocks; ++block, sums += sums_in(Form::size), out += n) {
+        if constexpr (Form::size == 32) {
+            *out = factor * *sums;
+        } else if constexpr (n == 1) {
+            int total = 0;
+            for (int i = 0; i < 16; ++i) total += sums[i];
+            *out = factor * total;
+        } else if constexpr (Form::minima && n == 8) {
+            std::memcpy(out, sums, 32);
+        } else if constexpr (Form::minima) {
+            int16_t pairs[8];
+            for (int i = 0; i < 8; ++i) pairs[i] = static_cast<int16_t>(sums[i] + sums[8 + i]);
+            std::memcpy(out, pairs, 16);
+        } else if constexpr (n == 8) {
+            for (int i = 0; i < 8; ++i) out[i] = factor * (sums[i] + sums[8 + i]);
+        } else {
+            for (int i = 0; i < 16; ++i) out[i] = factor * sums[i];
+        }
+    }
+}
+
+// One token's vector as tiles take it.
+struct PanelVector {
+    const int8_t *codes;
+    const int32_t *offsets;
+    const float *scales;
+};
+
+// A few tokens from `first` on; the last one of all is repeated to make up the number.
+template <class Block, int tokens>
+void set_vectors(const Activations &x, int first, int32_t *offsets, PanelVector *vectors) {
+    const int64_t blocks = x.cols / Traits<Block>::size, n = blocks * offsets_in<Block>();
+    for (int i = 0; i < tokens; ++i) {
+        const Vector vector = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
+        set_offsets<Block>(vector.sums, blocks, offsets + i * n);
+        vectors[i] = {vector.codes, offsets + i * n, vector.scales};
     }
 }
 
 // Dot products of the 16 rows with a few tokens; the instruction set brings it. Exactly the same operations on
 // floats as for a single token, see dot_rows().
-template <class Block, int tokens>
-void tile(const PanelBlock<Block> *panel, int64_t blocks, const Vector *x, float (*results)[panel_rows]);
+template <class Tile, int tokens>
+void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]);
 
-// Products of a panel with all tokens, `tokens` at a time; the last of them is repeated to make up the number.
-template <class Block, int tokens>
-void panel_product(const PanelBlock<Block> *panel, const Activations &x, int rows, float *out, ptrdiff_t stride) {
-    for (int first = 0; first < x.tokens; first += tokens) {
-        Vector vectors[tokens];
-        float results[tokens][panel_rows];
-        for (int i = 0; i < tokens; ++i)
-            vectors[i] = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
-        tile<Block, tokens>(panel, x.cols / Traits<Block>::size, vectors, results);
-        for (int i = 0; i < tokens && first + i < x.tokens; ++i)
-            for (int row = 0; row < rows; ++row) out[(first + i) * stride + row] = results[i][row];
+// Products of a panel with a few tokens, of which `used` are wanted.
+template <class Tile, int tokens>
+void panel_product(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, int used, int rows,
+                   float *out, ptrdiff_t stride) {
+    float results[tokens][panel_rows];
+    tile<Tile, tokens>(panel, blocks, x, results);
+    for (int i = 0; i < used; ++i) {
+        if (rows == panel_rows)
+            std::memcpy(out + i * stride, results[i], sizeof results[i]);
+        else
+            for (int row = 0; row < rows; ++row) out[i * stride + row] = results[i][row];
     }
 }
 
-template <class Block, int tokens>
+// A few panels stay in the second-level cache while the tokens pass by: each token is fetched once for all of them.
+template <class Block, class Tile, int tokens>
 void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
                   void *scratch) {
-    PanelBlock<Block> *panel = static_cast<PanelBlock<Block> *>(scratch);
-    for (int64_t row = first; row < last; row += panel_rows) {
-        const int rows = static_cast<int>(last - row < panel_rows ? last - row : panel_rows);
-        pack_panel(weight, row, row + rows, panel);
-        panel_product<Block, tokens>(panel, x, rows, out + row, stride);
+    const int64_t blocks = weight.cols / Traits<Block>::size;
+    const int64_t at_once = panels_bytes(weight.cols) / (blocks * sizeof(PanelBlockOf<Block>)) * panel_rows;
+    auto *panels = static_cast<PanelBlockOf<Block> *>(scratch);
+    auto *offsets = reinterpret_cast<int32_t *>(static_cast<char *>(scratch) + panels_bytes(weight.cols));
+    for (int64_t begin = first; begin < last; begin += at_once) {
+        const int64_t end = begin + at_once < last ? begin + at_once : last;
+        const auto for_panels = [&](const auto &body) {
+            for (int64_t row = begin; row < end; row += panel_rows)
+                body(row, row + panel_rows < end ? row + panel_rows : end, panels + (row - begin) / panel_rows * blocks);
+        };
+        for_panels([&](int64_t row, int64_t stop, auto *panel) { pack_panel<Block>(weight, row, stop, panel); });
+        for (int token = 0; token < x.tokens; token += tokens) {
+            PanelVector vectors[tokens];
+            set_vectors<Block, tokens>(x, token, offsets, vectors);
+            const int used = x.tokens - token < tokens ? x.tokens - token : tokens;
+            for_panels([&](int64_t row, int64_t stop, const auto *panel) {
+                panel_product<Tile, tokens>(panel, blocks, vectors, used, static_cast<int>(stop - row),
+                                            out + token * stride + row, stride);
+            });
+        }
     }
 }
 

@@ -1,124 +1,117 @@
-// Every quantized type in one form, to read: weight = d · scale · code - dmin · offset.
+// Every quantized type in one form, to read: weight = d · scale · (code - zero), or d · scale · code - dmin · minimum.
 //
-// A block has codes from 0 up and, for every group of 16 weights, a scale and an offset, both whole numbers.
-// So a block's dot product with codes of activations needs two sums of integers, which are exact in any order:
+// A block has codes from 0 up and, for every group of weights, a scale and perhaps a minimum, all whole numbers. So a
+// block's dot product with codes of activations needs two sums of integers, which are exact in any order:
 //   products = Σ scale · Σ code · activation        offsets = Σ offset · Σ activation
+// where the offset of a group is its minimum, or zero · scale.
 #pragma once
 
 #include "../blocks.hpp"
+#include "../quantize/grids.hpp"
 #include "lanes.hpp"
 
 namespace phi::PHI_ISA {
 
-template <int size> struct Unpacked {
-    uint8_t codes[size];
-    int16_t scales[size / 16], offsets[size / 16]; // by group of 16 weights
-    float d, dmin;
+inline constexpr int has_minima = -1;
+
+// What differs between the types.
+//   size, group  weights in a block, and weights that share a scale
+//   max_code     the largest code
+//   zero         the code of weight 0; or has_minima, where every group has its own
+//   parts        the file's d is so many times ours: scales become whole numbers
+template <int size_, int group_, int max_code_, int zero_, int parts_ = 1> struct Form {
+    static constexpr int size = size_, group = group_, max_code = max_code_, zero = zero_, parts = parts_;
+    static constexpr bool minima = zero == has_minima;
+    static constexpr bool is_signed = max_code > 127; // codes fill all 8 bits: around zero they fit into signed ones
 };
+
+template <class Block> struct Traits;
+template <> struct Traits<BlockQ8_0> : Form<32, 32, 255, 128> {};
+template <> struct Traits<BlockQ4_0> : Form<32, 32, 15, 8> {};
+template <> struct Traits<BlockQ4_1> : Form<32, 32, 15, has_minima> {};
+template <> struct Traits<BlockQ5_0> : Form<32, 32, 31, 16> {};
+template <> struct Traits<BlockQ5_1> : Form<32, 32, 31, has_minima> {};
+template <> struct Traits<BlockIQ4_NL> : Form<32, 32, 241, 128> {};
+template <> struct Traits<BlockMXFP4> : Form<32, 32, 24, 12> {};
+template <> struct Traits<BlockQ2_K> : Form<256, 16, 3, has_minima> {};
+template <> struct Traits<BlockQ3_K> : Form<256, 16, 7, 4> {};
+template <> struct Traits<BlockQ4_K> : Form<256, 32, 15, has_minima> {};
+template <> struct Traits<BlockQ5_K> : Form<256, 32, 31, has_minima> {};
+template <> struct Traits<BlockQ6_K> : Form<256, 16, 63, 32> {};
+template <> struct Traits<BlockIQ4_XS> : Form<256, 32, 241, 128> {};
+template <> struct Traits<BlockTQ1_0> : Form<256, 256, 2, 1> {};
+template <> struct Traits<BlockTQ2_0> : Form<256, 256, 2, 1> {};
+template <> struct Traits<BlockIQ3_S> : Form<256, 32, 31, 16> {
+    static constexpr GridName grid = GridName::IQ3_S;
+};
+template <> struct Traits<BlockIQ3_XXS> : Form<256, 32, 126, 64, 4> {
+    static constexpr GridName grid = GridName::IQ3_XXS;
+};
+template <> struct Traits<BlockIQ2_S> : Form<256, 16, 107, 64, 8> {
+    static constexpr GridName grid = GridName::IQ2_S;
+};
+template <> struct Traits<BlockIQ2_XS> : Form<256, 16, 107, 64, 8> {
+    static constexpr GridName grid = GridName::IQ2_XS;
+};
+template <> struct Traits<BlockIQ2_XXS> : Form<256, 32, 107, 64, 8> {
+    static constexpr GridName grid = GridName::IQ2_XXS;
+};
+// Eight times the point of the grid, and one more or less.
+template <> struct Traits<BlockIQ1_M> : Form<256, 16, 18, 9, 8> {
+    static constexpr GridName grid = GridName::IQ1_S;
+};
+template <> struct Traits<BlockIQ1_S> : Form<256, 32, 18, 9, 8> {
+    static constexpr GridName grid = GridName::IQ1_S;
+};
+
+// The points of the type's grid, if it has one: found once for a matrix.
+using Points = const int8_t *;
+template <class Block> Points points_of() {
+    if constexpr (requires { Traits<Block>::grid; })
+        return find_grid(Traits<Block>::grid)->values;
+    else
+        return nullptr;
+}
+
+// Sixteen levels of codes of four bits, as they are in the form above.
+alignas(16) inline constexpr uint8_t iq4_levels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                       129, 141, 153, 166, 181, 197, 217, 241};
+alignas(16) inline constexpr uint8_t e2m1_levels[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+// ---- d and dmin ------------------------------------------------------------------------------
 
 inline float half(uint16_t bits) {
     const Half value{bits};
     return load_one(&value);
 }
 
-// What differs between the types. `group`: weights that share a scale. `one_scale`: dmin is d, and so the two
-// integer sums are subtracted before they become floats.
-template <class Block> struct Traits;
-template <> struct Traits<BlockQ8_0> {
-    static constexpr int size = 32, group = 32, max_code = 255;
-    static constexpr bool one_scale = true;
-};
-template <> struct Traits<BlockQ4_0> {
-    static constexpr int size = 32, group = 32, max_code = 15;
-    static constexpr bool one_scale = true;
-};
-template <> struct Traits<BlockQ4_K> {
-    static constexpr int size = 256, group = 32, max_code = 15;
-    static constexpr bool one_scale = false;
-};
-template <> struct Traits<BlockQ5_K> {
-    static constexpr int size = 256, group = 32, max_code = 31;
-    static constexpr bool one_scale = false;
-};
-template <> struct Traits<BlockQ6_K> {
-    static constexpr int size = 256, group = 16, max_code = 63;
-    static constexpr bool one_scale = true;
-};
+template <class Block> float d_of(const Block &block) { return half(block.d) * (1.0f / Traits<Block>::parts); }
 
-inline void unpack(const BlockQ8_0 &block, Unpacked<32> &out) { // d · q = d · (q + 128) - d · 128
-    for (int i = 0; i < 32; ++i) out.codes[i] = static_cast<uint8_t>(block.qs[i] + 128);
-    for (int group = 0; group < 2; ++group) out.scales[group] = 1, out.offsets[group] = 128;
-    out.d = out.dmin = half(block.d);
+// 2^(e - 128): e - 1 as the exponent of a float, whose two smallest are subnormal.
+inline float d_of(const BlockMXFP4 &block) {
+    const uint32_t e = block.e;
+    return bits_to_float(e < 2 ? (e + 1) << 21 : (e - 1) << 23);
 }
 
-inline void unpack(const BlockQ4_0 &block, Unpacked<32> &out) { // d · (q - 8)
-    // Unrolled, the compiler would no longer see that these are one vector instruction each.
-#pragma GCC unroll 1
-    for (int i = 0; i < 16; ++i) out.codes[i] = block.qs[i] & 15;
-#pragma GCC unroll 1
-    for (int i = 0; i < 16; ++i) out.codes[i + 16] = block.qs[i] >> 4;
-    for (int group = 0; group < 2; ++group) out.scales[group] = 1, out.offsets[group] = 8;
-    out.d = out.dmin = half(block.d);
+// A quarter of d lies on top of each word of scales.
+inline float d_of(const BlockIQ1_M &block) {
+    uint16_t words[4];
+    std::memcpy(words, block.scales, sizeof words);
+    const int d = words[0] >> 12 | words[1] >> 12 << 4 | words[2] >> 12 << 8 | words[3] >> 12 << 12;
+    return half(static_cast<uint16_t>(d)) * 0.125f;
 }
 
-// The 6-bit scales and minimums of Q4_K and Q5_K: the first four of each lie in the low six bits of bytes
-// 0-3 and 4-7; of the others the low four bits are in bytes 8-11 and the high two on top of bytes 0-7.
-inline void unpack_scales(const uint8_t *packed, Unpacked<256> &out) {
-    for (int sub = 0; sub < 8; ++sub) {
-        const int low = sub & 3;
-        int scale, minimum;
-        if (sub < 4) {
-            scale = packed[sub] & 63;
-            minimum = packed[4 + sub] & 63;
-        } else {
-            scale = (packed[8 + low] & 15) | packed[low] >> 6 << 4;
-            minimum = packed[8 + low] >> 4 | packed[4 + low] >> 6 << 4;
-        }
-        out.scales[2 * sub] = out.scales[2 * sub + 1] = static_cast<int16_t>(scale);
-        out.offsets[2 * sub] = out.offsets[2 * sub + 1] = static_cast<int16_t>(minimum);
-    }
+// Q4_1 and Q5_1 add m: dmin is -m, and the minimum 1.
+template <class Block> float dmin_of(const Block &block) {
+    if constexpr (!Traits<Block>::minima)
+        return 0;
+    else if constexpr (Traits<Block>::size == 32)
+        return -half(block.m);
+    else
+        return half(block.dmin);
 }
 
-inline void unpack(const BlockQ4_K &block, Unpacked<256> &out) {
-    for (int group = 0; group < 4; ++group)
-        for (int i = 0; i < 32; ++i) {
-            out.codes[64 * group + i] = block.qs[32 * group + i] & 15;
-            out.codes[64 * group + 32 + i] = block.qs[32 * group + i] >> 4;
-        }
-    unpack_scales(block.scales, out);
-    out.d = half(block.d);
-    out.dmin = half(block.dmin);
-}
-
-inline void unpack(const BlockQ5_K &block, Unpacked<256> &out) {
-    for (int group = 0; group < 4; ++group)
-        for (int i = 0; i < 32; ++i) {
-            const int low = block.qs[32 * group + i], high = block.qh[i] >> (2 * group);
-            out.codes[64 * group + i] = static_cast<uint8_t>((low & 15) | (high & 1) << 4);
-            out.codes[64 * group + 32 + i] = static_cast<uint8_t>(low >> 4 | (high & 2) << 3);
-        }
-    unpack_scales(block.scales, out);
-    out.d = half(block.d);
-    out.dmin = half(block.dmin);
-}
-
-inline void unpack(const BlockQ6_K &block, Unpacked<256> &out) { // d · scale · (q - 32)
-    for (int part = 0; part < 2; ++part)
-        for (int i = 0; i < 32; ++i) {
-            const uint8_t *low = block.ql + 64 * part + i;
-            const int high = block.qh[32 * part + i];
-            uint8_t *codes = out.codes + 128 * part + i;
-            codes[0] = static_cast<uint8_t>((low[0] & 15) | (high & 3) << 4);
-            codes[32] = static_cast<uint8_t>((low[32] & 15) | (high >> 2 & 3) << 4);
-            codes[64] = static_cast<uint8_t>(low[0] >> 4 | (high >> 4 & 3) << 4);
-            codes[96] = static_cast<uint8_t>(low[32] >> 4 | (high >> 6) << 4);
-        }
-    for (int group = 0; group < 16; ++group) {
-        out.scales[group] = block.scales[group];
-        out.offsets[group] = static_cast<int16_t>(32 * block.scales[group]);
-    }
-    out.d = out.dmin = half(block.d);
-}
+// ---- activations -----------------------------------------------------------------------------
 
 // How many sums of codes an activation block of this size has, and where that of a group of 16 is: even
 // groups first, then odd ones.

@@ -22,6 +22,24 @@ inline void rms_norm(const float *x, const float *weight, int n, float eps, floa
     for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
 }
 
+inline double sum_of(const float *x, int n) {
+    double sums[8] = {};
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int lane = 0; lane < 8; ++lane) sums[lane] += x[i + lane];
+    for (; i < n; ++i) sums[0] += x[i];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+// The mean is taken away first: a small variance around a large mean keeps its digits.
+inline void layer_norm(const float *x, const float *weight, const float *bias, int n, float eps, float *out) {
+    const float mean = static_cast<float>(sum_of(x, n) / n);
+    for (int i = 0; i < n; ++i) out[i] = x[i] - mean;
+    const float variance = static_cast<float>(sum_of_squares(out, n) / n);
+    const float scale = 1.0f / __builtin_sqrtf(variance + eps);
+    for (int i = 0; i < n; ++i) out[i] = out[i] * scale * weight[i] + bias[i];
+}
+
 inline void add(float *x, const float *y, int n) {
     for (int i = 0; i < n; ++i) x[i] += y[i];
 }
@@ -52,6 +70,16 @@ inline void swiglu(const float *gate, const float *up, int n, float *out) {
         const Lanes g = load_some(gate + i, count);
         const Lanes silu = g / (broadcast(1.0f) + exponential(zero() - g));
         store_some(out + i, silu * load_some(up + i, count), count);
+    });
+}
+
+// 0.5 * (1 + tanh(y)) is 1 / (1 + e^-2y): the tanh form of GELU needs no more than SiLU does.
+inline void gelu(const float *x, int n, float *out) {
+    constexpr float twice_sqrt_2_over_pi = 1.5957691216057308f;
+    for_lanes(n, [&](int i, int count) {
+        const Lanes v = load_some(x + i, count);
+        const Lanes y = broadcast(twice_sqrt_2_over_pi) * (v + broadcast(0.044715f) * v * v * v);
+        store_some(out + i, v / (broadcast(1.0f) + exponential(zero() - y)), count);
     });
 }
 
