@@ -138,7 +138,8 @@ using Descent = SymmetricDescent<SIZE, 4>;
 
 // What the search without importance finds.
 struct DescentResults {
-    static constexpr int COUNT = BATCH * SUB_BLOCKS;
+    static constexpr int BLOCKS = 16; // of which enough sub-blocks go on to fill the lanes more than once
+    static constexpr int COUNT = BLOCKS * SUB_BLOCKS;
     float scale[COUNT];
     int unsettled[COUNT + PAIR_LANES], n_unsettled = 0; // sub-blocks whose codes can still be improved
 
@@ -293,7 +294,7 @@ static void quantize_q3_k(const float *x, int64_t n_blocks, void *out) {
             set_block(x + block * SUPER_BLOCK, found, block * SUB_BLOCKS, d, scales, out[block]);
         }
     };
-    for_each_filled_group<BATCH, SUPER_BLOCK>(x, n_blocks, (BlockQ3_K *)out, quantize_batch);
+    for_each_filled_group<DescentResults::BLOCKS, SUPER_BLOCK>(x, n_blocks, (BlockQ3_K *)out, quantize_batch);
 }
 
 static void quantize_q3_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {

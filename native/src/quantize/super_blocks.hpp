@@ -83,9 +83,9 @@ struct SymmetricCoder {
 // nearest_int(v / step), for a fraction of what a division costs: v times 1 / step is as good, but where it is next to
 // half a code, or far off.
 static inline Ints nearest_quotient(Floats v, float step, float inverse) {
-    const Floats quotient = v * inverse;
-    const Ints sure = (abs(quotient - round_even(quotient)) < 0.4999f) & (abs(quotient) < 64.0f);
-    return nearest_int(all(sure) ? quotient : v / step);
+    const Floats quotient = v * inverse, whole = round_even(quotient);
+    const Ints sure = (abs(quotient - whole) < 0.4999f) & (abs(quotient) < 64.0f);
+    return all(sure) ? truncate(whole) : nearest_int(v / step);
 }
 
 // 0 to 2 n_max - 1
