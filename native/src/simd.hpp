@@ -26,6 +26,7 @@ constexpr int LANES = 4; // neon; and scalar, where the compiler does what it ca
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES))); // also masks: a lane is 0 or -1
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
 
 // ---- lanes -----------------------------------------------------------------------------------
 
@@ -86,6 +87,7 @@ static inline Halves narrow_bf16(Floats v) {
 // truncate    toward zero; INT32_MIN where the result does not fit, as x86 answers and so llama.cpp
 // round_even  as nearest_int, but the result is a float
 // store_bytes the low byte of each lane; load_bytes, load_signed_bytes back
+// pack        four vectors, one after the other, as bytes; less than 0 becomes 0, more than 255 is not allowed
 // narrow_f16  float to float16, ties to even; widen_f16 back. What is no number gets a minus sign, which the
 //             results of operations on x86 have anyway, and so llama.cpp's
 // bit_mask    a bit for each lane of a mask; lane_mask back
@@ -106,6 +108,11 @@ static inline Floats round_even(Floats v) { return _mm512_maskz_roundscale_ps(-1
 static inline Ints load_bytes(const void *p) { return (Ints)_mm512_maskz_cvtepu8_epi32(-1, load<__m128i>(p)); }
 static inline Ints load_signed_bytes(const void *p) { return (Ints)_mm512_maskz_cvtepi8_epi32(-1, load<__m128i>(p)); }
 static inline void store_bytes(void *p, Ints v) { store(p, _mm512_maskz_cvtepi32_epi8(-1, (__m512i)v)); }
+static inline Bytes pack(Ints a, Ints b, Ints c, Ints d) {
+    const __m512i ab = _mm512_packus_epi32((__m512i)a, (__m512i)b), cd = _mm512_packus_epi32((__m512i)c, (__m512i)d);
+    const Ints order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15}; // they are packed by quarters
+    return (Bytes)_mm512_maskz_permutexvar_epi32(-1, (__m512i)order, _mm512_packus_epi16(ab, cd));
+}
 static inline Floats widen_f16(Halves h) { return _mm512_maskz_cvtph_ps(-1, (__m256i)h); }
 static inline Halves narrow_f16(Floats v) {
     return (Halves)_mm512_maskz_cvtps_ph(-1, v, _MM_FROUND_TO_NEAREST_INT);
@@ -135,6 +142,11 @@ static inline void store_bytes(void *p, Ints v) {
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storeu_si64(p, _mm_packus_epi16(words, words));
 }
+static inline Bytes pack(Ints a, Ints b, Ints c, Ints d) {
+    const __m256i ab = _mm256_packus_epi32((__m256i)a, (__m256i)b), cd = _mm256_packus_epi32((__m256i)c, (__m256i)d);
+    const Ints order = {0, 4, 1, 5, 2, 6, 3, 7}; // they are packed by halves
+    return (Bytes)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), (__m256i)order);
+}
 static inline Floats widen_f16(Halves h) { return _mm256_cvtph_ps((__m128i)h); }
 static inline Halves narrow_f16(Floats v) { return (Halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
@@ -149,11 +161,19 @@ static inline Ints truncate(Floats v) {
     return select(abs(v) < 0x1p31f, __builtin_convertvector(v, Ints), splat(INT32_MIN));
 }
 static inline Floats round_even(Floats v) { return (v + MAGIC) - MAGIC; }
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef uint8_t LaneBytes __attribute__((vector_size(LANES)));
 typedef int8_t SignedBytes __attribute__((vector_size(LANES)));
-static inline Ints load_bytes(const void *p) { return __builtin_convertvector(load<Bytes>(p), Ints); }
+static inline Ints load_bytes(const void *p) { return __builtin_convertvector(load<LaneBytes>(p), Ints); }
 static inline Ints load_signed_bytes(const void *p) { return __builtin_convertvector(load<SignedBytes>(p), Ints); }
-static inline void store_bytes(void *p, Ints v) { store(p, __builtin_convertvector(v, Bytes)); }
+static inline void store_bytes(void *p, Ints v) { store(p, __builtin_convertvector(v, LaneBytes)); }
+static inline Bytes pack(Ints a, Ints b, Ints c, Ints d) {
+    uint8_t bytes[4 * LANES];
+    store_bytes(bytes, max(a, Ints{}));
+    store_bytes(bytes + LANES, max(b, Ints{}));
+    store_bytes(bytes + 2 * LANES, max(c, Ints{}));
+    store_bytes(bytes + 3 * LANES, max(d, Ints{}));
+    return load<Bytes>(bytes);
+}
 
 #if defined(PHI_ISA_neon)
 
@@ -198,6 +218,20 @@ static inline Ints lane_mask(uint32_t bits) {
 static inline Ints clamp(Ints v, int low, int high) { return min(max(v, splat(low)), splat(high)); }
 static inline bool all(Ints mask) { return !any(~mask); }
 
+// Bit i of the result is bit number `bit` of byte i, of 32 bytes.
+template <int bit> static inline uint32_t bits_of_bytes(const uint8_t *bytes) {
+#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
+    return _mm256_movemask_epi8(_mm256_slli_epi16(load<__m256i>(bytes), 7 - bit));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; i += 8) { // the product moves bit 8 k to bit 56 + k
+        const uint64_t ones = load<uint64_t>(bytes + i) >> bit & 0x0101010101010101;
+        bits |= (uint32_t)(ones * 0x0102040810204080 >> 56) << i;
+    }
+    return bits;
+#endif
+}
+
 // Ties away from zero, as roundf. The largest float below 1/2 is added, not 1/2, which would carry 0.49999997
 // to 1.
 static inline Ints round_away(Floats v) {
@@ -236,6 +270,7 @@ PHI_PAIR_OPERATOR(IntPair, !=)
 static inline FloatPair operator-(FloatPair x) { return {-x.a, -x.b}; }
 static inline FloatPair &operator+=(FloatPair &x, FloatPair y) { return x = x + y; }
 static inline IntPair operator&(IntPair x, IntPair y) { return {x.a & y.a, x.b & y.b}; }
+static inline IntPair operator|(IntPair x, IntPair y) { return {x.a | y.a, x.b | y.b}; }
 
 static inline FloatPair select(IntPair mask, FloatPair yes, FloatPair no) {
     return {select(mask.a, yes.a, no.a), select(mask.b, yes.b, no.b)};
@@ -281,22 +316,35 @@ template <int step = 1> static inline void transpose(Floats *square) {
     if constexpr (2 * step < LANES) transpose<2 * step>(square);
 }
 
+// Of two rows, the lanes of a without the bit `step` and those of b with it; and what these are to be combined with, the
+// other half of each row. A blend and one shuffle: an exchange takes two.
 template <int step, int... lane>
-static inline void exchange(FloatPair &x, FloatPair &y, std::integer_sequence<int, lane...> lanes) {
-    exchange<step>(x.a, y.a, lanes);
-    exchange<step>(x.b, y.b, lanes);
+static inline FloatPair halves(Floats a, Floats b, std::integer_sequence<int, lane...>) {
+    return {shuffle<(lane & step ? LANES + lane : lane)...>(a, b),
+            shuffle<(lane & step ? LANES + lane - step : lane + step)...>(a, b)};
+}
+
+template <int step, class Combine> static inline Floats combine_rows(Floats a, Floats b, Combine combine) {
+    const FloatPair both = halves<step>(a, b, std::make_integer_sequence<int, LANES>());
+    return combine(both.a, both.b);
+}
+
+template <int step, class Combine> static inline FloatPair combine_rows(FloatPair x, FloatPair y, Combine combine) {
+    const FloatPair a = halves<step>(x.a, y.a, std::make_integer_sequence<int, LANES>());
+    const FloatPair b = halves<step>(x.b, y.b, std::make_integer_sequence<int, LANES>());
+    return combine(FloatPair{a.a, b.a}, FloatPair{a.b, b.b});
 }
 
 // Makes one number of the lanes of each row, by halves: lane r gets that of row(r). The same with two in a pair.
+// combine(a, b) is combine(b, a).
 template <int rows = LANES, class Row, class Combine>
 static inline auto reduce_rows(Row row, Combine combine, int first = 0) {
     if constexpr (rows == 1) {
         return row(first);
     } else {
-        auto a = reduce_rows<rows / 2>(row, combine, first);
-        auto b = reduce_rows<rows / 2>(row, combine, first + rows / 2);
-        exchange<rows / 2>(a, b, std::make_integer_sequence<int, LANES>());
-        return combine(a, b);
+        const auto a = reduce_rows<rows / 2>(row, combine, first);
+        const auto b = reduce_rows<rows / 2>(row, combine, first + rows / 2);
+        return combine_rows<rows / 2>(a, b, combine);
     }
 }
 

@@ -42,8 +42,9 @@ STRETCHES = range(-2, 14)
 # … and where there is a minimum, too, so many half levels are cut off at either end.
 CUTS = range(-1, 3)
 N_ROUNDS = 4
-# How far the codes of scales move at once without minima, and how far those of both do, the first time and later.
-REACH, FIRST_REACH, REACH_WITH_MINIMA = 4, 1, 2
+# How far the codes of scales move at once without minima: less where weights are whole numbers and scales are coarse,
+# further where scales have 8 bits; and how far those of both do, the first time and later.
+REACH, COARSE_REACH, FINE_REACH, FIRST_REACH, REACH_WITH_MINIMA = 4, 2, 7, 1, 3
 
 
 @quiet
@@ -153,12 +154,18 @@ def changes(format: Format, first: bool) -> list[Change]:
     if len(format.minima) > 1:
         reach = _around(FIRST_REACH if first else REACH_WITH_MINIMA)
         return [Change(*both) for both in product(reach, reach)]
-    near = [Change(change) for change in _around(REACH)]
+    near = [Change(change) for change in _around(_reach(format))]
     if (
         first and isinstance(format.codebook, Table) and format.scales[0] < 0
     ):  # uneven: the other sign may fit better
         near += [change._replace(opposite=True) for change in near]
     return near
+
+
+def _reach(format: Format) -> int:
+    if not isinstance(format.codebook, Range):
+        return REACH
+    return FINE_REACH if len(format.scales) > 64 else COARSE_REACH
 
 
 def _around(reach: int) -> range:

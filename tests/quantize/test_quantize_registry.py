@@ -111,7 +111,7 @@ def test_use_refuses_unknown_types_and_what_is_no_function() -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "numpy", "native"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1", "Q3_K", "Q6_K"])
 def test_weights_that_are_not_finite_are_named(type_name: str, value: float, backend: str) -> None:
     if backend == "native":
         pytest.importorskip("phicourse.native", reason="the compiled module is not built")
@@ -119,6 +119,26 @@ def test_weights_that_are_not_finite_are_named(type_name: str, value: float, bac
     x[4, 300] = value
     with pytest.raises(QuantizeError, match=f"blk: row 4, column 300 is {value}"):
         quantize_rows(x, type_name, name="blk", backend=backend)
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_types_that_look_at_weights_on_the_way_miss_none(type_name: str, isa: str) -> None:
+    native = pytest.importorskip("phicourse.native", reason="the compiled module is not built")
+    if isa not in native.isas():
+        pytest.skip(f"no {isa} here")
+    rng = np.random.default_rng(6)
+    type = TENSOR_TYPES[type_name]
+    for _ in range(300):
+        x = rng.normal(size=(1, 96)).astype(np.float32) * np.float32(rng.choice([0, 1e-45, 1e-38, 1, 3e37]))
+        wrong = rng.choice(96, size=rng.integers(0, 4), replace=False)
+        x[0, wrong] = rng.choice(np.array([np.nan, np.inf, -np.inf], np.float32), size=len(wrong))
+        out = np.empty((1, type.row_bytes(96)), np.uint8)
+        if len(wrong):
+            with pytest.raises(ValueError, match=f"row 0 column {wrong.min()} is"):
+                native.quantize(type_name, x, out, 1, isa)
+        else:
+            native.quantize(type_name, x, out, 1, isa)
 
 
 def test_rows_keep_their_number_in_the_tensor() -> None:

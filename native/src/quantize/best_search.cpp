@@ -176,13 +176,14 @@ struct Change {
 
 // What to try for each sub-block.
 struct Changes {
-    static constexpr int MOST = 25;
+    static constexpr int MOST = 49;
     Change list[MOST];
     int n = 0;
 
-    // How far codes move without minima, and how far those of scales and minima do together, the first time and later.
-    static constexpr int REACH = 4;
-    static constexpr int FIRST_REACH = 1, REACH_WITH_MINIMA = 2;
+    // How far codes move without minima: less where weights are whole numbers and scales are coarse, further where
+    // scales have 8 bits; and how far those of scales and minima do together, the first time and later.
+    static constexpr int REACH = 4, COARSE_REACH = 2, FINE_REACH = 7;
+    static constexpr int FIRST_REACH = 1, REACH_WITH_MINIMA = 3;
 
     Changes(const Format &format, bool first) {
         if (format.is_alone()) return;
@@ -191,9 +192,11 @@ struct Changes {
             for (int scale = -reach; scale <= reach; ++scale)
                 for (int code = -reach; code <= reach; ++code) list[n++] = {(float)scale, -(float)code, false};
         } else {
-            for (int scale = -REACH; scale <= REACH; ++scale) list[n++] = {(float)scale, 0, false};
+            const bool is_fine = format.highest_scale - format.lowest_scale >= 64;
+            const int reach = format.levels ? REACH : is_fine ? FINE_REACH : COARSE_REACH;
+            for (int scale = -reach; scale <= reach; ++scale) list[n++] = {(float)scale, 0, false};
             if (first && format.levels && format.lowest_scale < 0) // they are uneven: the other sign may fit better
-                for (int scale = -REACH; scale <= REACH; ++scale) list[n++] = {(float)scale, 0, true};
+                for (int scale = -reach; scale <= reach; ++scale) list[n++] = {(float)scale, 0, true};
         }
     }
 

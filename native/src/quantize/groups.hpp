@@ -13,14 +13,18 @@ template <int count> static inline void prefetch(const float *x) {
         __builtin_prefetch((const void *)((uintptr_t)x + sizeof(float) * (ahead + i)), 0, 2);
 }
 
+// Who asks for further weights: many questions at once have to wait for each other, so whoever has large groups and
+// little to do with them spreads the questions.
+enum class Prefetch { whole_groups, in_parts };
+
 // Calls quantize_group(x, importance, out, blocks) for each `group` blocks of `size` weights. The last group may
 // have fewer: the numbers come from a copy that zeros fill up, so that every lane has a block. The importance
 // of the columns may be nullptr, and is then.
-template <int group, int size, class Block, class QuantizeGroup>
+template <int group, int size, Prefetch ahead = Prefetch::whole_groups, class Block, class QuantizeGroup>
 static inline void for_each_filled_group(const float *x, const float *importance, int64_t n_blocks, Block *out,
                                          QuantizeGroup quantize_group) {
     for (; n_blocks >= group; n_blocks -= group, x += group * size, out += group) {
-        prefetch<group * size>(x);
+        if constexpr (ahead == Prefetch::whole_groups) prefetch<group * size>(x);
         quantize_group(x, importance, out, group);
         if (importance) importance += group * size;
     }
@@ -33,12 +37,12 @@ static inline void for_each_filled_group(const float *x, const float *importance
 }
 
 // The same without importance.
-template <int group, int size, class Block, class QuantizeGroup>
+template <int group, int size, Prefetch ahead = Prefetch::whole_groups, class Block, class QuantizeGroup>
 static inline void for_each_filled_group(const float *x, int64_t n_blocks, Block *out, QuantizeGroup quantize_group) {
-    for_each_filled_group<group, size>(x, nullptr, n_blocks, out,
-                                       [&](const float *x, const float *, Block *out, int blocks) {
-                                           quantize_group(x, out, blocks);
-                                       });
+    for_each_filled_group<group, size, ahead>(x, nullptr, n_blocks, out,
+                                              [&](const float *x, const float *, Block *out, int blocks) {
+                                                  quantize_group(x, out, blocks);
+                                              });
 }
 
 } // namespace phi::PHI_ISA

@@ -16,11 +16,13 @@ constexpr int GROUP = group_of(SUB_BLOCKS);
 // Sixteen 6-bit numbers, stored with 32 added, into 12 bytes: byte j has the low four bits of scales j and,
 // above them, of j + 8; byte 8 + j the two high bits of scales j, j + 4, j + 8 and j + 12.
 static inline void pack_signed_scales(const int8_t *scales, uint8_t *packed) {
-    uint8_t codes[SUB_BLOCKS];
-    for (int j = 0; j < SUB_BLOCKS; ++j) codes[j] = scales[j] + 32;
-    for (int j = 0; j < 8; ++j) packed[j] = (codes[j] & 15) | codes[j + 8] << 4;
-    for (int j = 0; j < 4; ++j)
-        packed[j + 8] = codes[j] >> 4 | (codes[j + 4] >> 4) << 2 | (codes[j + 8] >> 4) << 4 | (codes[j + 12] >> 4) << 6;
+    uint64_t codes[2]; // eight bytes each
+    uint32_t high[4];  // four bytes each
+    for (int j = 0; j < 2; ++j) // in six bits, the highest one turned over is 32 more
+        codes[j] = (load<uint64_t>(scales + 8 * j) & 0x3f3f3f3f3f3f3f3f) ^ 0x2020202020202020;
+    for (int j = 0; j < 4; ++j) high[j] = (uint32_t)(codes[j / 2] >> (32 * (j % 2) + 4)) & 0x03030303;
+    store(packed, (codes[0] & 0x0f0f0f0f0f0f0f0f) | (codes[1] & 0x0f0f0f0f0f0f0f0f) << 4);
+    store(packed + 8, high[0] | high[1] << 2 | high[2] << 4 | high[3] << 6);
 }
 
 static inline void unpack_signed_scales(const uint8_t *packed, int8_t *scales) {
@@ -132,20 +134,47 @@ static void dequantize_q2_k(const void *data, int64_t n_blocks, float *x) {
 
 // ---- Q3_K, steps 1 and 2 ---------------------------------------------------------------------
 
-// What the search without importance found. Its codes follow from no scale: they were improved one by one.
-template <int count> struct DescentResults {
-    float scale[count];
-    float codes[SIZE][count]; // -4 to 3
-};
+using Descent = SymmetricDescent<SIZE, 4>;
 
-template <int count> static inline void search(const float *x, DescentResults<count> &results) {
-    for (int first = 0; first < count; first += PAIR_LANES) {
-        FloatPair columns[SIZE], codes[SIZE]; // [weight of the sub-block], lane: sub-block
-        load_transposed<SIZE>(x + first * SIZE, columns);
-        store(results.scale + first, symmetric_descent<SIZE, 4>(columns, codes));
-        for (int i = 0; i < SIZE; ++i) store(results.codes[i] + first, codes[i]);
+// What the search without importance finds.
+struct DescentResults {
+    static constexpr int BLOCKS = 16; // of which enough sub-blocks go on to fill the lanes more than once
+    static constexpr int COUNT = BLOCKS * SUB_BLOCKS;
+    float scale[COUNT];
+    int unsettled[COUNT + PAIR_LANES], n_unsettled = 0; // sub-blocks whose codes can still be improved
+
+    // Most sub-blocks keep the codes that they start with. The others go on together, in lanes of their own.
+    void search(const float *x, int blocks) {
+        for (int first = 0; first < blocks * SUB_BLOCKS; first += PAIR_LANES) start(x, first);
+        for (int lane = 0; lane < PAIR_LANES && n_unsettled > 0; ++lane) // the last one again, to fill the lanes
+            unsettled[n_unsettled + lane] = unsettled[n_unsettled - 1];
+        for (int first = 0; first < n_unsettled; first += PAIR_LANES) descend(x, unsettled + first);
     }
-}
+
+  private:
+    void start(const float *x, int first) {
+        FloatPair columns[SIZE]; // [weight of the sub-block], lane: sub-block
+        load_transposed<SIZE>(x + first * SIZE, columns);
+        const Descent descent(columns);
+        store(scale + first, descent.scale());
+        const IntPair further = descent.unsettled();
+        for (uint64_t lanes = bit_mask(further.a) | (uint64_t)bit_mask(further.b) << LANES; lanes; lanes &= lanes - 1)
+            unsettled[n_unsettled++] = first + __builtin_ctzll(lanes);
+    }
+
+    // Those of PAIR_LANES sub-blocks, by their numbers.
+    void descend(const float *x, const int *numbers) {
+        float weights[PAIR_LANES * SIZE], its_scale[PAIR_LANES];
+        for (int lane = 0; lane < PAIR_LANES; ++lane)
+            __builtin_memcpy(weights + lane * SIZE, x + numbers[lane] * SIZE, sizeof(float) * SIZE);
+        FloatPair columns[SIZE];
+        load_transposed<SIZE>(weights, columns);
+        Descent descent(columns);
+        descent.run();
+        store(its_scale, descent.scale());
+        for (int lane = 0; lane < PAIR_LANES; ++lane) scale[numbers[lane]] = its_scale[lane];
+    }
+};
 
 // Rounds the 16 scales of a super-block to -32 to 31: the largest in magnitude gets -32. Returns their common
 // scale.
@@ -196,35 +225,40 @@ struct WeightedSymmetric {
 
 // ---- Q3_K, steps 3 and 4 ---------------------------------------------------------------------
 
-// Codes of LANES weights from i on of a sub-block; where the step is zero, those of the search.
-template <int count>
-static inline Ints code(const float *x, const DescentResults<count> &found, int sub_block, int i, float step) {
-    if (step != 0) return code<4>(x, SymmetricCoder{step, 0});
-    Floats kept;
-    for (int lane = 0; lane < LANES; ++lane) kept[lane] = found.codes[i + lane][sub_block];
-    return nearest_int(kept) + 4;
+// Codes of LANES weights from i on of a sub-block, as the search left them: for where its step is zero. They follow from
+// no scale, and are seldom wanted: the search is done again.
+__attribute__((noinline, cold)) static Ints code_found(const float *x, const DescentResults &, int, int i) {
+    const float *weights = x - i;
+    if (signed_peak(weights, SIZE) == 0) return Ints{}; // in a hurry, for there may be many
+    FloatPair columns[SIZE];
+    for (int k = 0; k < SIZE; ++k) columns[k] = splat_pair(weights[k]);
+    Descent descent(columns);
+    descent.run();
+    Floats codes;
+    for (int lane = 0; lane < LANES; ++lane) codes[lane] = descent.code(i + lane).a[0];
+    return nearest_int(codes) + 4;
 }
 
 template <int count>
-static inline Ints code(const float *x, const SymmetricResults<count> &found, int sub_block, int, float step) {
-    return code<4>(x, SymmetricCoder{step, found.inverse[sub_block]});
+static inline Ints code_found(const float *x, const SymmetricResults<count> &found, int sub_block, int) {
+    return code<4>(x, SymmetricCoder{0, found.inverse[sub_block]});
 }
 
-// code_of(i, j): the codes of LANES weights from number i on, of sub-block j.
-template <class CodeOf> static inline void pack_codes(CodeOf code_of, BlockQ3_K &out) {
-    for (int l = 0; l < 32; l += LANES) {
-        Ints third_bits{};
-        for (int h = 0; h < 2; ++h) { // 128 weights: four quarters of 32
-            Ints four{};
-            for (int quarter = 0; quarter < 4; ++quarter) {
-                const Ints q = code_of(128 * h + 32 * quarter + l, 8 * h + 2 * quarter + l / SIZE);
-                four |= (q & 3) << 2 * quarter;
-                third_bits |= (q >> 2) << (4 * h + quarter);
-            }
-            store_bytes(out.qs + 32 * h + l, four);
+typedef uint16_t Words __attribute__((vector_size(32))); // of two codes each: some have no shifts of bytes
+
+// The codes of a super-block, a byte each.
+static inline void pack_codes(const uint8_t *codes, BlockQ3_K &out) {
+    Words third_bits{};
+    for (int h = 0; h < 2; ++h) { // 128 weights: four quarters of 32
+        Words four{};
+        for (int quarter = 0; quarter < 4; ++quarter) {
+            const Words q = load<Words>(codes + 128 * h + 32 * quarter);
+            four |= (q & 0x0303) << 2 * quarter;
+            third_bits |= (q >> 2 & 0x0101) << (4 * h + quarter);
         }
-        store_bytes(out.hmask + l, third_bits);
+        store(out.qs + 32 * h, four);
     }
+    store(out.hmask, third_bits);
 }
 
 // Sets all of a super-block, whose sub-blocks begin at `first`, from what the search found and its scales.
@@ -233,23 +267,34 @@ static inline void set_block(const float *x, const Found &found, int first, floa
                              BlockQ3_K &out) {
     out.d = narrow_f16(d);
     pack_signed_scales(scales, out.scales);
-    const auto code_of = [&, as_stored = widen_f16(out.d)](int i, int j) {
-        return code(x + i, found, first + j, i % SIZE, as_stored * scales[j]);
+    float steps[SUB_BLOCKS], inverse[SUB_BLOCKS];
+    for (int j = 0; j < SUB_BLOCKS; j += LANES) {
+        const Floats its_steps = widen_f16(out.d) * to_floats(load_signed_bytes(scales + j));
+        store(steps + j, its_steps);
+        store(inverse + j, 1.0f / its_steps);
+    }
+    const auto code_of = [&](int i) {
+        const int j = i / SIZE;
+        if (steps[j] == 0) return code_found(x + i, found, first + j, i % SIZE);
+        return clamp(nearest_quotient(load<Floats>(x + i), steps[j], inverse[j]), -4, 3) + 4;
     };
-    pack_codes(code_of, out);
+    uint8_t codes[SUPER_BLOCK];
+    for (int i = 0; i < SUPER_BLOCK; i += 4 * LANES)
+        store(codes + i, pack(code_of(i), code_of(i + LANES), code_of(i + 2 * LANES), code_of(i + 3 * LANES)));
+    pack_codes(codes, out);
 }
 
 static void quantize_q3_k(const float *x, int64_t n_blocks, void *out) {
-    const auto quantize_group = [](const float *x, BlockQ3_K *out, int blocks) {
-        DescentResults<GROUP * SUB_BLOCKS> found;
-        search(x, found);
+    const auto quantize_batch = [](const float *x, BlockQ3_K *out, int blocks) {
+        DescentResults found;
+        found.search(x, blocks);
         for (int block = 0; block < blocks; ++block) {
             int8_t scales[SUB_BLOCKS];
             const float d = six_bit_codes(found.scale + block * SUB_BLOCKS, scales);
             set_block(x + block * SUPER_BLOCK, found, block * SUB_BLOCKS, d, scales, out[block]);
         }
     };
-    for_each_filled_group<GROUP, SUPER_BLOCK>(x, n_blocks, (BlockQ3_K *)out, quantize_group);
+    for_each_filled_group<DescentResults::BLOCKS, SUPER_BLOCK>(x, n_blocks, (BlockQ3_K *)out, quantize_batch);
 }
 
 static void quantize_q3_k_weighted(const float *x, const float *importance, int64_t n_blocks, void *out) {
@@ -321,7 +366,7 @@ static void write_q3_k(const Scales &scales, const uint8_t *codes, void *out) {
     for (int j = 0; j < SUB_BLOCKS; ++j) of_scales[j] = (int8_t)scales.scale[j];
     block.d = narrow_f16(scales.d);
     pack_signed_scales(of_scales, block.scales);
-    pack_codes([=](int i, int) { return load_bytes(codes + i); }, block);
+    pack_codes(codes, block);
 }
 
 constexpr Format Q2_FORMAT = {

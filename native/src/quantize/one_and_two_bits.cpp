@@ -61,7 +61,8 @@ static inline void pack_codes(const uint8_t *codes, BlockQ2_0 &out) {
 
 static void quantize_q2_0(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, BlockQ2_0 *out, int blocks) {
-        const BlockScales scales(largest_magnitudes<BLOCK_Q2_0>(x));
+        BlockScales scales;
+        scales.set(0, largest_magnitudes<BLOCK_Q2_0>(x));
         for (int block = 0; block < blocks; ++block, x += BLOCK_Q2_0) {
             uint8_t codes[BLOCK_Q2_0];
             for (int i = 0; i < BLOCK_Q2_0; i += LANES)

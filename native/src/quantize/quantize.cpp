@@ -161,6 +161,9 @@ struct Job {
 
     const Quantizer &quantizer() const { return *functions.types[static_cast<size_t>(info.type)]; }
     bool is_weighted() const { return importance && quantizer().quantize_weighted; }
+    bool looks_while_quantizing() const {
+        return quantizer().quantize_any && !is_weighted() && search == Search::reference;
+    }
 
     // Importance belongs to columns, and some types weigh it with what the whole row has: rows stay whole.
     int64_t whole_rows(int64_t n_weights) const {
@@ -196,10 +199,11 @@ static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end) {
     for (; first < end; first += piece) {
         const int64_t count = std::min(piece, end - first);
         const float *weights = as_floats(job, first, count, buffer.data());
+        std::byte *out = static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes;
+        if (job.looks_while_quantizing() && job.quantizer().quantize_any(weights, count / job.info.block, out)) continue;
         const int64_t finite = job.functions.find_non_finite(weights, count);
         if (finite < count) return first + finite;
-        quantize_piece(job, weights, count,
-                       static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes);
+        quantize_piece(job, weights, count, out);
     }
     return end;
 }

@@ -104,6 +104,18 @@ static inline Symmetric<V> symmetric_search(const V *x, const V *w) {
 
 enum class Codes { of_both_signs, bytes };
 
+// The sums without one weight.
+template <class V> static inline Projections<V> without(const Projections<V> &sums, V w, V weighted_x, V code) {
+    return {sums.xl - weighted_x * code, sums.ll - w * code * code};
+}
+
+// The code that is nearest to x with the scale that the others want, where they want one above 0.
+template <int highest, Codes kind, class V> static inline V wanted_code(V x, const Projections<V> &others) {
+    const V code = min(nearest_float(x * others.ll / others.xl), V{} + (float)highest);
+    if constexpr (kind == Codes::of_both_signs) return max(code, V{} - (float)(highest + 1));
+    return code;
+}
+
 // Takes weight after weight out of the sums, gives it the code that is nearest with the scale that the others
 // want, and keeps that if the gain (sum of w x l)^2 / (sum of w l^2) grows; at most five times round.
 // Bytes are from 0 to `highest`, but nothing stops a number below zero: its code wraps around, as in ggml.
@@ -112,15 +124,13 @@ static inline void descend(const V *x, const V *w, const V *weighted_x, V *codes
     for (int round = 0; round < 5; ++round) {
         bool changed = false;
         for (int i = 0; i < n; ++i) {
-            const V others_xl = sums.xl - weighted_x[i] * codes[i];
-            const V others_ll = sums.ll - w[i] * codes[i] * codes[i];
-            V tried = min(nearest_float(x[i] * others_ll / others_xl), V{} + (float)highest);
-            if (kind == Codes::of_both_signs) tried = max(tried, V{} - (float)(highest + 1));
-            const auto candidate = (others_xl > 0.0f) & (tried != codes[i]);
+            const Projections<V> others = without(sums, w[i], weighted_x[i], codes[i]);
+            const V tried = wanted_code<highest, kind>(x[i], others);
+            const auto candidate = (others.xl > 0.0f) & (tried != codes[i]);
             if (!any(candidate)) continue; // often; and it need not wait for the division
-            Projections<V> with{others_xl, others_ll};
+            Projections<V> with = others;
             with.add(w[i], weighted_x[i], tried);
-            const V divisor = select(candidate, kind == Codes::bytes ? others_ll : with.ll, V{});
+            const V divisor = select(candidate, kind == Codes::bytes ? others.ll : with.ll, V{});
             const auto better = (divisor > 0.0f) & (with.xl * with.xl * sums.ll > sums.xl * sums.xl * with.ll);
             sums = {select(better, with.xl, sums.xl), select(better, with.ll, sums.ll)};
             codes[i] = select(better, kind == Codes::bytes ? nearest_byte(tried) : tried, codes[i]);
@@ -130,24 +140,43 @@ static inline void descend(const V *x, const V *w, const V *weighted_x, V *codes
     }
 }
 
-// Starts with the largest weight at -n_max, then improves codes one by one; errors count x^2. Sets the codes,
-// -n_max where the sub-block is all zero; returns the scale.
-template <int n, int n_max> static inline FloatPair symmetric_descent(const FloatPair *x, FloatPair *codes) {
-    FloatPair peak = signed_peak<n>(x);
-    const IntPair empty = abs(peak) < ZERO;
-    peak = select(empty, splat_pair(1.0f), peak);
-    FloatPair w[n], weighted_x[n];
+// A search for codes of -n_max to n_max - 1 that improves them one by one; errors count x^2.
+template <int n, int n_max> struct SymmetricDescent {
+    const FloatPair *x;
+    FloatPair codes[n], w[n], weighted_x[n];
     Projections<FloatPair> sums{};
-    for (int i = 0; i < n; ++i) {
-        w[i] = x[i] * x[i];
-        weighted_x[i] = w[i] * x[i];
-        codes[i] = signed_code<n_max, Values::finite>(-(float)n_max / peak * x[i]);
-        sums.add(w[i], weighted_x[i], codes[i]);
+    IntPair empty; // all zero: codes are -n_max then, and sums are zero
+
+    // Starts with the largest weight at -n_max.
+    explicit SymmetricDescent(const FloatPair *x) : x(x) {
+        FloatPair peak = signed_peak<n>(x);
+        empty = abs(peak) < ZERO;
+        peak = select(empty, splat_pair(1.0f), peak);
+        for (int i = 0; i < n; ++i) {
+            w[i] = x[i] * x[i];
+            weighted_x[i] = w[i] * x[i];
+            codes[i] = signed_code<n_max, Values::finite>(-(float)n_max / peak * x[i]);
+            sums.add(w[i], weighted_x[i], codes[i]);
+        }
     }
-    descend<n, n_max - 1, Codes::of_both_signs>(x, w, weighted_x, codes, sums);
-    for (int i = 0; i < n; ++i) codes[i] = select(empty, splat_pair(-n_max), codes[i]);
-    return select(sums.ll > 0.0f, sums.xl / sums.ll, FloatPair{}); // sums are zero where all x are
-}
+
+    // Where a weight wants another code: only there a descent can change anything. One weight does not wait for
+    // another here.
+    IntPair unsettled() const {
+        IntPair found{};
+        for (int i = 0; i < n; ++i) {
+            const Projections<FloatPair> others = without(sums, w[i], weighted_x[i], codes[i]);
+            const FloatPair wanted = wanted_code<n_max - 1, Codes::of_both_signs>(x[i], others);
+            found = found | ((others.xl > 0.0f) & (wanted != codes[i]));
+        }
+        return found;
+    }
+
+    void run() { descend<n, n_max - 1, Codes::of_both_signs>(x, w, weighted_x, codes, sums); }
+
+    FloatPair scale() const { return select(sums.ll > 0.0f, sums.xl / sums.ll, FloatPair{}); }
+    FloatPair code(int i) const { return select(empty, splat_pair(-n_max), codes[i]); }
+};
 
 // ---- codes from zero up ----------------------------------------------------------------------
 

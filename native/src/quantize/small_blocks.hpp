@@ -69,14 +69,14 @@ template <int size> static inline Floats first_lowest(const float *x, Floats low
 // 1 / d, and 0 where d is 0.
 static inline Floats reciprocal(Floats d) { return select(d != 0.0f, 1.0f / d, Floats{}); }
 
-// The scales of LANES blocks: as a block stores them, and 1 / d.
-struct BlockScales {
-    uint16_t d[LANES];
-    float inverse[LANES];
+// The scales of consecutive blocks: as a block stores them, and 1 / d.
+template <int count = LANES> struct BlockScales {
+    uint16_t d[count];
+    float inverse[count];
 
-    explicit BlockScales(Floats scales) {
-        store(d, narrow_f16(scales));
-        store(inverse, reciprocal(scales));
+    void set(int first, Floats scales) {
+        store(d + first, narrow_f16(scales));
+        store(inverse + first, reciprocal(scales));
     }
 };
 

@@ -80,6 +80,14 @@ struct SymmetricCoder {
     float step, inverse;
 };
 
+// nearest_int(v / step), for a fraction of what a division costs: v times 1 / step is as good, but where it is next to
+// half a code, or far off.
+static inline Ints nearest_quotient(Floats v, float step, float inverse) {
+    const Floats quotient = v * inverse, whole = round_even(quotient);
+    const Ints sure = (abs(quotient - whole) < 0.4999f) & (abs(quotient) < 64.0f);
+    return all(sure) ? truncate(whole) : nearest_int(v / step);
+}
+
 // 0 to 2 n_max - 1
 template <int n_max> static inline Ints code(const float *x, const SymmetricCoder &coder) {
     const Floats v = load<Floats>(x);
@@ -88,12 +96,16 @@ template <int n_max> static inline Ints code(const float *x, const SymmetricCode
     return Ints{};
 }
 
-// The number of largest magnitude, with its sign; the first of equals.
+// The number of largest magnitude, with its sign; the first of equals. In two steps without a branch for each number.
 static inline float signed_peak(const float *values, int n) {
-    float peak = 0;
-    for (int j = 0; j < n; ++j)
-        if (__builtin_fabsf(values[j]) > __builtin_fabsf(peak)) peak = values[j];
-    return peak;
+    float largest = 0;
+    for (int j = 0; j < n; ++j) {
+        const float magnitude = __builtin_fabsf(values[j]);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    uint32_t found = 0;
+    for (int j = 0; j < n; ++j) found |= (uint32_t)(__builtin_fabsf(values[j]) == largest) << j;
+    return largest > 0 ? values[__builtin_ctz(found)] : 0.0f;
 }
 
 // ---- scale and minimum -----------------------------------------------------------------------

@@ -97,7 +97,8 @@ static void dequantize_tq2_0(const void *data, int64_t n_blocks, float *x) {
 
 template <class Block> static void quantize(const float *x, int64_t n_blocks, void *out) {
     const auto quantize_group = [](const float *x, Block *out, int blocks) {
-        const BlockScales scales(largest_magnitudes<SUPER_BLOCK>(x));
+        BlockScales scales;
+        scales.set(0, largest_magnitudes<SUPER_BLOCK>(x));
         for (int block = 0; block < blocks; ++block, x += SUPER_BLOCK) {
             out[block].d = scales.d[block];
             set_trits([x, inverse = scales.inverse[block]](int i) { return trits(x + i, inverse); }, out[block]);
