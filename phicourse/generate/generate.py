@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from phicourse.errors import GenerateError
 from phicourse.generate.context import Context
 from phicourse.generate.sampling import Sampler
-from phicourse.generate.speculation import MAX_GUESSES, Draft
+from phicourse.generate.speculation import Draft, guesses_ahead
 
 FinishReason = Literal["stop", "length"]
 
@@ -93,9 +93,7 @@ def generate_tokens(
             yield token
             if token != guess:
                 break
-        n_right = run.accepted - right_before
-        if guesses:
-            ahead = min(MAX_GUESSES, 2 * ahead) if n_right == len(guesses) else n_right + 1
+        ahead = guesses_ahead(ahead, len(guesses), run.accepted - right_before)
     run.finish_reason = "length"
 
 
@@ -113,6 +111,7 @@ def generate_text(
     """Yield the answer's text in pieces that will not be taken back.
 
     stop   strings that end the answer; neither they nor anything after them is given out
+    max_tokens, end_of_generation, draft   as `generate_tokens`
     """
     holder = StopStrings(stop)
     tokens = generate_tokens(

@@ -19,6 +19,16 @@ MAX_GUESSES = 8
 """The most tokens guessed at a time: a step then costs little more than one token's."""
 
 
+def guesses_ahead(before: int, guessed: int, right: int) -> int:
+    """Return how many tokens to guess next: twice as many while all are right, else one more than were right.
+
+    before  how many were to be guessed this time; it stays where there was no idea
+    """
+    if not guessed:
+        return before
+    return min(MAX_GUESSES, 2 * before) if right == guessed else right + 1
+
+
 class Draft(Protocol):
     """Something that guesses."""
 

@@ -30,7 +30,6 @@ from side_by_side import (
     look_at_the_disk,
     measure_in_turns,
     prepare,
-    read_bandwidth,
     say,
     seconds,
 )
@@ -41,6 +40,7 @@ from quantize_inputs import NEED_IMPORTANCE, TAKE_IMPORTANCE, TYPES
 from quantize_oracles import ggml_quantize
 
 from phicourse.checkpoint import Checkpoint
+from phicourse.evaluate.products import read_bandwidth
 from phicourse.gguf import TENSOR_TYPES
 from phicourse.quantize import MIXES, dequantize_rows, quantize_rows
 
@@ -98,7 +98,7 @@ def bench_types(names: Iterable[str], repetitions: int) -> None:
         pairs = [errors(name, layer) for layer in (heavy, tiny)]
         cells = speeds + [f"{reference:11.3%}{best:9.3%}" for reference, best in pairs]
         print(f"{name:8s}{TENSOR_TYPES[name].bits_per_weight:5.2f}{''.join(cells)}", flush=True)
-    print(f"memory: {read_bandwidth(1, time.process_time) / 1e6:.0f} MB/s read by one thread at best")
+    print(f"memory: {read_bandwidth(1) / 1e6:.0f} MB/s read by one thread at best")
 
 
 def heavy_layer(n_rows: int) -> Layer:

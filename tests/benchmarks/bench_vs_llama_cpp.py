@@ -20,13 +20,14 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 from phi_3_5_mini import make_f16
-from side_by_side import FOLDER, HEADER, REPOSITORY, Row, in_turns, prepare, read_bandwidth, run, say
+from side_by_side import FOLDER, HEADER, REPOSITORY, Row, in_turns, prepare, run, say
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from random_phi import write_random_phi
 
 import phicourse
+from phicourse.evaluate.products import read_bandwidth
 from phicourse.generate.backends import NativeBackend, thread_count
 from phicourse.gguf import GGUFFile, GGUFWriter, TensorInfo, TensorType, Value, ValueType
 from phicourse.quantize import MIXES, quantize_rows

@@ -8,11 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / ".bench"  # what is measured with, and what comes out
@@ -86,20 +83,6 @@ def in_turns(
     ours(), theirs()
     times = [(seconds(ours, clock), seconds(theirs, clock)) for _ in range(n)]
     return [a for a, _ in times], [b for _, b in times]
-
-
-def read_bandwidth(
-    threads: int,
-    clock: Callable[[], float] = time.perf_counter,
-    n_bytes: int = 1 << 29,
-    repetitions: int = 5,
-) -> float:
-    """Bytes a second that all threads together read from memory, at best."""
-    parts = np.array_split(np.ones(n_bytes // 8, np.int64), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return n_bytes / min(
-            seconds(lambda: list(pool.map(np.add.reduce, parts)), clock) for _ in range(repetitions)
-        )
 
 
 # A program that is started from here would inherit our own memory as its maximum: it is started from a small one.

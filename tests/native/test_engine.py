@@ -4,7 +4,8 @@ Tolerances, as parts of the largest logit:
 
     weights and cache F32   1e-5: only the order of sums differs (measured 2e-6); also for types without kernels
                                   for their codes, whose rows the engine turns into floats
-    cache F16               3e-3: keys and values are rounded to 11 bits (measured 1.1e-3, experts 2.3e-3)
+    cache F16               2e-3: keys and values are rounded to 11 bits (measured 1.1e-3); of models with
+                            experts the median of the tokens, as a rounding may pick another expert
     quantized weights       0.1:  activations are rounded to 8 bits before they meet these weights, torch on the
                                   same weights keeps them in float32 (measured 0.06)
 
@@ -37,7 +38,7 @@ from phicourse.model import Phi  # noqa: E402
 from phicourse.model.load import gguf_places, load_checkpoint  # noqa: E402
 from phicourse.quantize.grids import hand_over  # noqa: E402
 
-EXACT, HALVES, CODES = 1e-5, 3e-3, 0.1
+EXACT, HALVES, CODES = 1e-5, 2e-3, 0.1
 DIVERGENCE = 1e-3
 DEQUANTIZED = ("NVFP4", "Q1_0", "Q2_0")  # the engine turns rows of these into floats
 QUANTIZED = tuple(sorted(ENGINE_TYPES - {"F32", "F16", "BF16", *DEQUANTIZED}))
@@ -199,8 +200,12 @@ def test_logits_are_those_of_the_torch_model(name: str, n: int) -> None:
     model, ids = random_model(CONFIGS[name]), random_ids(n)
     expected = torch_logits(model, ids)
     assert relative_error(engine(model).forward(ids, True), expected) < EXACT
-    if "without biases" not in name:  # there, halves send one token to another expert
-        assert relative_error(engine(model, cache="F16").forward(ids, True), expected) < HALVES
+    halves = engine(model, cache="F16").forward(ids, True)
+    if model.config.n_experts:  # a rounding may send a token to another expert, but not most of them
+        errors = np.abs(halves - expected).max(axis=1) / np.abs(expected).max()  # (n,)
+        assert np.median(errors) < HALVES
+    else:
+        assert relative_error(halves, expected) < HALVES
 
 
 @pytest.mark.parametrize("name", ["plain", "all", "phi2", "phimoe"])
