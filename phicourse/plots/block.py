@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, tidy
@@ -88,9 +89,13 @@ def draw_error_map(
     axes.set_xlabel("scale, in parts of Q4_1's", fontsize=9)
     axes.set_ylabel("minimum, in steps above Q4_1's", fontsize=9)
     axes.legend(fontsize=8, loc="upper right", framealpha=0.9)
+    _draw_colour_bar(axes, image)
+    tidy(axes, "All choices for this block")
+    return figure_of(axes)
+
+
+def _draw_colour_bar(axes: Axes, image: AxesImage) -> None:
     bar = figure_of(axes).colorbar(image, ax=axes, extend="max", ticks=_TICKS, shrink=0.9)
     bar.ax.minorticks_off()
     bar.ax.set_yticklabels([f"× {tick}" for tick in _TICKS], fontsize=8)
     bar.set_label("error, against Q4_1's", fontsize=9)
-    tidy(axes, "All choices for this block")
-    return figure_of(axes)

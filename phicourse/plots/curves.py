@@ -39,17 +39,21 @@ def draw_curves(
         axes.plot(x, np.asarray(values), style, color=PALETTE[index], linewidth=1.8, label=label)
     if log:
         axes.set_yscale("log")
-    for label, height in (across or {}).items():
-        axes.axhline(height, color=GREY, linewidth=0.8)
-        axes.annotate(
-            label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-        )
-    for label, place in (upright or {}).items():
-        axes.axvline(place, color=GREY, linewidth=0.8)
-        axes.annotate(f" {label}", (place, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    _draw_limits(axes, across or {}, upright or {})
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
     if len(curves) > 1:
         axes.legend(fontsize=8, frameon=False, loc="best")
     tidy(axes, title)
     return figure_of(axes)
+
+
+def _draw_limits(axes: Axes, across: Mapping[str, float], upright: Mapping[str, float]) -> None:
+    for label, height in across.items():
+        axes.axhline(height, color=GREY, linewidth=0.8)
+        axes.annotate(
+            label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
+    for label, place in upright.items():
+        axes.axvline(place, color=GREY, linewidth=0.8)
+        axes.annotate(f" {label}", (place, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)

@@ -79,6 +79,18 @@ def draw_roofline(
         edge = height / bandwidth
         axes.plot([edge, x[-1]], [height, height], ":", color=GREY)
         axes.annotate(label, (edge, height), xytext=(6, 3), textcoords="offset points", fontsize=9)
+    _draw_points(axes, series)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(top=2.5 * max(ceilings.values()))
+    axes.set_xlabel("multiply-adds for each byte read", fontsize=9)
+    axes.set_ylabel("multiply-adds a second", fontsize=9)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    tidy(axes, "The roof")
+    return figure_of(axes)
+
+
+def _draw_points(axes: Axes, series: Mapping[str, Sequence[tuple[str, float, float]]]) -> None:
     for index, (name, points) in enumerate(series.items()):
         colour, marker = PALETTE[index], _MARKERS[index]
         _, intensity, speed = zip(*points, strict=True)
@@ -88,14 +100,6 @@ def draw_roofline(
             axes.annotate(
                 label, (at, value), xytext=shift, textcoords="offset points", fontsize=8, color=colour
             )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_ylim(top=2.5 * max(ceilings.values()))
-    axes.set_xlabel("multiply-adds for each byte read", fontsize=9)
-    axes.set_ylabel("multiply-adds a second", fontsize=9)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    tidy(axes, "The roof")
-    return figure_of(axes)
 
 
 def _in_words(speed: float) -> str:
