@@ -181,6 +181,7 @@ static phi::Config config_from(const nb::dict &fields) {
     config.architecture = &phi::find_architecture(field<std::string>(fields, "architecture"));
     config.hidden_size = field<int64_t>(fields, "hidden_size");
     config.n_layers = field<int64_t>(fields, "n_layers");
+    config.first_layer = field_or<int64_t>(fields, "first_layer", 0);
     config.n_heads = field<int64_t>(fields, "n_heads");
     config.n_kv_heads = field<int64_t>(fields, "n_kv_heads");
     config.head_size = field<int64_t>(fields, "head_size");
@@ -215,15 +216,17 @@ class PythonEngine {
         : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type) {}
 
     nb::object forward(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens, bool all_logits) {
-        const size_t rows = all_logits ? tokens.size() : 1, cols = engine_.config().vocab_size;
-        auto logits = std::make_unique<float[]>(rows * cols);
-        {
-            nb::gil_scoped_release release;
-            engine_.forward({tokens.data(), tokens.size()}, all_logits, logits.get(), check_signals);
-        }
-        float *data = logits.release();
-        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
-        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
+        return logits_of(all_logits ? tokens.size() : 1, [&](float *logits) {
+            engine_.forward({tokens.data(), tokens.size()}, all_logits, logits, check_signals);
+        });
+    }
+
+    nb::object forward_hidden(Matrix<const float> hidden, int64_t n_logits, int64_t text_length) {
+        if (n_logits < 0 || static_cast<size_t>(n_logits) > hidden.shape(0))
+            throw nb::value_error("n_logits must be from 0 to the number of hidden states");
+        return logits_of(n_logits, [&](float *logits) {
+            engine_.forward_hidden({hidden.data(), hidden.size()}, n_logits, text_length, logits, check_signals);
+        });
     }
 
     nb::dict input_squares(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens) {
@@ -249,8 +252,22 @@ class PythonEngine {
     int64_t position() const { return engine_.position(); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
     size_t cache_bytes() const { return engine_.cache_bytes(); }
+    size_t work_bytes() const { return engine_.work_bytes(); }
 
   private:
+    // An array (rows, vocabulary) that `compute` has filled.
+    template <class Compute> nb::object logits_of(size_t rows, const Compute &compute) {
+        const size_t cols = engine_.config().vocab_size;
+        auto logits = std::make_unique<float[]>(rows * cols);
+        {
+            nb::gil_scoped_release release;
+            compute(logits.get());
+        }
+        float *data = logits.release();
+        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
+        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
+    }
+
     // Between batches of a long prompt: Ctrl-C stops it.
     static void check_signals() {
         nb::gil_scoped_acquire acquire;
@@ -304,11 +321,13 @@ static void bind_engine(nb::module_ &m) {
         .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
              "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")
         .def("forward", &PythonEngine::forward, "tokens"_a, "all_logits"_a)
+        .def("forward_hidden", &PythonEngine::forward_hidden, "hidden"_a.noconvert(), "n_logits"_a, "text_length"_a)
         .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
         .def("truncate", &PythonEngine::truncate, "length"_a)
         .def_prop_ro("position", &PythonEngine::position)
         .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
-        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
+        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes)
+        .def_prop_ro("work_bytes", &PythonEngine::work_bytes);
 }
 
 // ----------------------------------------------------------------------------------------------

@@ -51,9 +51,19 @@ Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int 
     down_products_.reserve(config.n_experts);
 }
 
+size_t Engine::work_bytes() const {
+    size_t bytes = picks_.size() * sizeof(Pick);
+    for (const Vectors *vectors : {&residual_, &normed_, &attended_, &gated_, &handed_out_}) bytes += vectors->bytes();
+    for (const auto *floats : {&qkv_, &branch_, &up_, &cosines_, &sines_, &router_scores_, &answers_})
+        bytes += floats->size() * sizeof(float);
+    for (const auto &scratch : scratch_) bytes += scratch.bytes();
+    return bytes;
+}
+
 // ---- the text --------------------------------------------------------------------------------
 
 void Engine::check_tokens(std::span<const int32_t> tokens) const {
+    detail::require(config_.first_layer == 0, "this engine begins behind the embedding and takes hidden states");
     detail::require(!tokens.empty(), "forward needs at least one token");
     for (int32_t token : tokens)
         if (token < 0 || token >= config_.vocab_size)
@@ -71,7 +81,33 @@ void Engine::forward(std::span<const int32_t> tokens, bool all_logits, float *lo
     const int64_t before = position();
     try {
         text_.insert(text_.end(), tokens.begin(), tokens.end());
-        extend(static_cast<int64_t>(tokens.size()), all_logits, logits, between_batches);
+        if (rope_.uses_long_factors(position()) != uses_long_factors_) {
+            uses_long_factors_ = !uses_long_factors_;
+            n_cached_ = 0;
+        }
+        extend(nullptr, all_logits ? static_cast<int64_t>(tokens.size()) : 1, logits, between_batches);
+    } catch (...) {
+        truncate(before);
+        throw;
+    }
+}
+
+void Engine::forward_hidden(std::span<const float> hidden, int64_t n_logits, int64_t text_length, float *logits,
+                            const std::function<void()> &between_batches) {
+    using namespace detail;
+    const int64_t before = position(), n = static_cast<int64_t>(hidden.size()) / config_.hidden_size;
+    require(config_.first_layer > 0, "this engine begins with the embedding and takes tokens");
+    require(n > 0 && n * config_.hidden_size == static_cast<int64_t>(hidden.size()),
+            "hidden states must be one or more rows of " + std::to_string(config_.hidden_size));
+    require_between("n_logits", n_logits, 0, n);
+    require_between("text_length", text_length, before + n, n_ctx_);
+    const bool use_long = rope_.uses_long_factors(text_length);
+    require(before == 0 || use_long == uses_long_factors_,
+            "the keys in the cache were rotated by LongRoPE's other factors: truncate to 0 first");
+    uses_long_factors_ = use_long;
+    try {
+        text_.resize(before + n);
+        extend(hidden.data(), n_logits, logits, between_batches);
     } catch (...) {
         truncate(before);
         throw;
@@ -108,20 +144,18 @@ void Engine::truncate(int64_t length) {
     n_cached_ = std::min(n_cached_, length);
 }
 
-// Computes all of the text that is not in the cache; the last `new_tokens` want logits, or only the last one.
-void Engine::extend(int64_t new_tokens, bool all_logits, float *logits, const std::function<void()> &between_batches) {
-    const int64_t end = position();
-    if (rope_.uses_long_factors(end) != uses_long_factors_) {
-        uses_long_factors_ = !uses_long_factors_;
-        n_cached_ = 0;
-    }
-    const int64_t first_logits = all_logits ? end - new_tokens : end - 1;
+// Computes all of the text that is not in the cache, from `hidden` where it is given; the last `n_logits` tokens
+// want logits.
+void Engine::extend(const float *hidden, int64_t n_logits, float *logits,
+                    const std::function<void()> &between_batches) {
+    const int64_t end = position(), first_logits = end - n_logits;
     while (n_cached_ < end) {
         const int size = static_cast<int>(std::min<int64_t>(max_batch_, end - n_cached_));
         const int64_t batch_end = n_cached_ + size;
-        const int n_logits = static_cast<int>(std::clamp<int64_t>(batch_end - first_logits, 0, size));
-        run_batch({text_.data() + n_cached_, size, n_cached_}, n_logits, logits);
-        logits += n_logits * config_.vocab_size;
+        const int wanted = static_cast<int>(std::clamp<int64_t>(batch_end - first_logits, 0, size));
+        run_batch({text_.data() + n_cached_, hidden, size, n_cached_}, wanted, logits);
+        logits += wanted * config_.vocab_size;
+        if (hidden != nullptr) hidden += size * config_.hidden_size;
         n_cached_ = batch_end;
         if (between_batches && n_cached_ < end) between_batches();
     }
@@ -129,21 +163,30 @@ void Engine::extend(int64_t new_tokens, bool all_logits, float *logits, const st
 
 // ---- one batch through the model -------------------------------------------------------------
 
-// The last `n_logits` tokens of the batch get logits.
-void Engine::run_batch(const Batch &batch, int n_logits, float *logits) {
+// What goes into the first layer, and the angles of the positions.
+void Engine::begin_batch(const Batch &batch) {
     const Matrix &table = weights_.embedding;
-    const int64_t pairs = rope_.pairs();
+    const int64_t pairs = rope_.pairs(), hidden = config_.hidden_size;
     for (int token = 0; token < batch.size; ++token) {
-        const uint8_t *row = table.data + batch.tokens[token] * table.row_bytes;
-        dequantize(table.type, row, 1, table.cols, residual_.row(token), 1);
+        if (batch.hidden != nullptr)
+            std::copy_n(batch.hidden + token * hidden, hidden, residual_.row(token));
+        else
+            dequantize(table.type, table.data + batch.tokens[token] * table.row_bytes, 1, hidden,
+                       residual_.row(token), 1);
         rope_.angles(batch.position + token, uses_long_factors_, &cosines_[token * pairs], &sines_[token * pairs]);
     }
+}
+
+// The last `n_logits` tokens of the batch get logits.
+void Engine::run_batch(const Batch &batch, int n_logits, float *logits) {
+    begin_batch(batch);
+    const int64_t n_layers = config_.own_layers();
     pool_.run([&](int thread) {
         void *scratch = scratch_[thread].data();
-        norm(weights_.layers[0].attention_norm, batch);
-        for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_phases(layer, batch, scratch);
+        norm(n_layers > 0 ? weights_.layers[0].attention_norm : weights_.output_norm, batch);
+        for (int64_t layer = 0; layer < n_layers; ++layer) layer_phases(layer, batch, scratch);
         if (n_logits == 0 && squares_.empty()) return;
-        add_and_norm(weights_.output_norm, batch);
+        if (n_layers > 0) add_and_norm(weights_.output_norm, batch);
         add_squares({&weights_.output, 0, batch.size, nullptr, 0}, normed_);
         const Product output{&weights_.output, batch.size - n_logits, n_logits, logits, config_.vocab_size};
         multiply({&output, 1}, normed_, scratch);

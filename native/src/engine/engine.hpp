@@ -43,6 +43,13 @@ class Engine {
     void forward(std::span<const int32_t> tokens, bool all_logits, float *logits,
                  const std::function<void()> &between_batches = {});
 
+    // As forward, where the layers before config.first_layer are computed elsewhere: appends the hidden states
+    // (n, hidden) that they made of n tokens, and writes the logits after the last `n_logits` of them.
+    // `text_length`: of the whole text that these are part of; it chooses LongRoPE's factors, as it did for the
+    // layers before. The caller empties the cache where they change.
+    void forward_hidden(std::span<const float> hidden, int64_t n_logits, int64_t text_length, float *logits,
+                        const std::function<void()> &between_batches = {});
+
     // Forgets the text, reads these tokens, and returns for every matrix but the embedding the sums over the
     // tokens of the squares of what it is multiplied with. Throws as forward.
     InputSquares input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches = {});
@@ -53,18 +60,21 @@ class Engine {
     int64_t position() const { return static_cast<int64_t>(text_.size()); }
     int64_t n_ctx() const { return n_ctx_; }
     size_t cache_bytes() const { return cache_.bytes(); } // of the keys and values of a full context
+    size_t work_bytes() const;                            // of all that lies between two matrices
     const Config &config() const { return config_; }
 
   private:
     // Tokens that go through the layers together.
     struct Batch {
-        const int32_t *tokens;
+        const int32_t *tokens; // or, where the first layers are computed elsewhere,
+        const float *hidden;   // (size, hidden)
         int size;
         int64_t position; // of the first
     };
 
     void check_tokens(std::span<const int32_t> tokens) const;
-    void extend(int64_t new_tokens, bool all_logits, float *logits, const std::function<void()> &between_batches);
+    void extend(const float *hidden, int64_t n_logits, float *logits, const std::function<void()> &between_batches);
+    void begin_batch(const Batch &batch);
     void run_batch(const Batch &batch, int n_logits, float *logits);
 
     // Some of a phase's vectors meet a matrix.
@@ -108,7 +118,7 @@ class Engine {
     KVCache cache_;
     Rope rope_;
 
-    std::vector<int32_t> text_; // all tokens
+    std::vector<int32_t> text_; // all tokens; zeros where their hidden states came
     int64_t n_cached_ = 0;      // so many of them have keys and values in the cache
     bool uses_long_factors_ = false;
 

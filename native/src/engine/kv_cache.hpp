@@ -31,9 +31,9 @@ class KVCache {
     // Throws std::invalid_argument where the memory cannot be had.
     KVCache(const Config &config, int64_t n_ctx, Type type)
         : format_(cache_format(type, config.head_size)), n_kv_heads_(config.n_kv_heads),
-          blocks_((n_ctx + key_block - 1) / key_block), keys_(checked_size(config.n_layers, format_.key_block_bytes)),
-          values_(checked_size(config.n_layers, format_.row_bytes * key_block)),
-          bytes_(config.n_layers * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
+          blocks_((n_ctx + key_block - 1) / key_block), keys_(checked_size(config.own_layers(), format_.key_block_bytes)),
+          values_(checked_size(config.own_layers(), format_.row_bytes * key_block)),
+          bytes_(config.own_layers() * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
         if (!keys_.allocated() || !values_.allocated()) refuse();
     }
 
