@@ -10,6 +10,7 @@ from phicourse.errors import GenerateError
 from phicourse.generate.backends import Backend, NativeBackend, TorchBackend, why_not_native
 from phicourse.generate.context import Context
 from phicourse.generate.generate import Run, StopStrings, check_prompt, generate_text
+from phicourse.generate.hybrid import HybridBackend
 from phicourse.generate.sampling import Float32Array, Sampler
 from phicourse.generate.speculation import Draft, DraftModel, PromptLookup, check_draft_model
 from phicourse.gguf import GGUFFile
@@ -26,6 +27,7 @@ def load(
     n_ctx: int | None = None,
     threads: int | None = None,
     cache_type: str = "F16",
+    gpu_layers: int = 0,
 ) -> "LLM":
     """Load a model to talk to.
 
@@ -36,24 +38,32 @@ def load(
     threads  None: as many as this process may use
     cache_type  how the engine keeps keys and values: F16, BF16, F32; Q8_0 takes half the memory, Q4_0 a quarter.
              torch keeps them as float32
+    gpu_layers  how many layers, from the first on, run in PyTorch on a GPU (CUDA or Metal; without one on the CPU),
+             the others in the engine. One more than there are, or -1: all, and the output head. A line on
+             standard error says where they went
     raises   GGUFError, CheckpointError, ModelError, TokenizerError: the file cannot be used;
              GenerateError: the request makes no sense
     """
     path = Path(path)
     if backend not in ("native", "torch"):
         raise GenerateError(f"unknown backend {backend!r}; known are 'native' and 'torch'")
+    if gpu_layers and backend != "native":
+        raise GenerateError("gpu_layers shares a model with the engine: leave backend='torch' out")
     if path.is_dir():
         return _load_folder(path, backend, n_ctx, threads)
     file = GGUFFile.open(path)
-    if backend == "native" and (reason := why_not_native(file)) is not None:
+    if backend == "native" and not gpu_layers and (reason := why_not_native(file)) is not None:
         print(f"phicourse: {reason}; using PyTorch, slowly", file=sys.stderr)
         backend = "torch"
     tokenizer = Tokenizer.from_gguf(file)
-    model: Backend = (
-        NativeBackend(file, n_ctx, threads, cache_type)
-        if backend == "native"
-        else TorchBackend(file, n_ctx, threads)
-    )
+    model: Backend
+    if gpu_layers:
+        model = HybridBackend(file, gpu_layers, n_ctx, threads, cache_type)
+        print(f"phicourse: {model.report}", file=sys.stderr)
+    elif backend == "native":
+        model = NativeBackend(file, n_ctx, threads, cache_type)
+    else:
+        model = TorchBackend(file, n_ctx, threads)
     tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
     return LLM(model, tokenizer, name=printable(file.get("general.name", str, path.stem)), tensors=tensors)
 
