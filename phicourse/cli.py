@@ -225,9 +225,7 @@ CacheType = Annotated[
 ]
 GpuLayers = Annotated[
     int,
-    typer.Option(
-        "--gpu-layers", metavar="N", help="Layers in PyTorch on a GPU, from the first on; -1: all."
-    ),
+    typer.Option("--gpu-layers", metavar="N", help="Layers in PyTorch on a GPU, from the first on; -1: all."),
 ]
 SplitSize = Annotated[
     int | None,

@@ -31,7 +31,7 @@ class Split:
 
     @classmethod
     def of(cls, config: PhiConfig, gpu_layers: int) -> Self:
-        """Read a number of layers as llama.cpp does: one more than there are, or any below 0, means the head as well."""
+        """Read a number of layers as llama.cpp does: more than there are, or less than 0, means the head as well."""
         is_all = gpu_layers < 0 or gpu_layers > config.n_layers
         return cls(config, config.n_layers if is_all else gpu_layers, is_all)
 
