@@ -196,6 +196,16 @@ def a_size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def an_amount(text: str) -> int:
+    """An amount of memory from the command line, as 6GB or 5.5GiB, in bytes."""
+    from phicourse.memory import parse_memory
+
+    try:
+        return parse_memory(text)
+    except GenerateError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document. JSON has no infinity and no NaN: null stands for them."""
     print(json.dumps(finite(document), indent=2, allow_nan=False))
@@ -841,6 +851,39 @@ def bench(
     print(f"{file.name}, {llm.backend.name}, mean of {repetitions}")
     for m in measured:
         print(f"{m.test:16s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
+
+
+@app.command()
+def plan(
+    file: Model,
+    memory: Annotated[int, typer.Option(parser=an_amount, metavar="SIZE", help="The GPU's: 6GB, 5.5GiB, 0.")],
+    ram: Annotated[
+        int | None,
+        typer.Option(
+            parser=an_amount, metavar="SIZE", help="The machine's own.  [default: what is free here]"
+        ),
+    ] = None,
+    ctx: Context = None,
+    cache_type: CacheType = "f16",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say what fits where: layers on a GPU, context, keys and values."""
+    from phicourse.generate.backends import thread_count
+    from phicourse.generate.fit import plan_memory
+    from phicourse.gguf import GGUFFile
+    from phicourse.memory import available_memory
+
+    ram = available_memory() if ram is None else ram
+    if ram is None:
+        raise GenerateError("this system does not say how much memory is free: tell it with --ram")
+    report = plan_memory(
+        GGUFFile.open(file), memory, ram, threads=thread_count(threads), n_ctx=ctx, cache_type=cache_type
+    )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print(report)
 
 
 @app.command()

@@ -22,9 +22,10 @@ from phicourse.generate.backends import (
     thread_count,
     why_not_native,
 )
-from phicourse.generate.cache_size import check_cache_fits
-from phicourse.generate.split import BATCH, Split
+from phicourse.generate.cache_size import BATCH, check_cache_fits
+from phicourse.generate.split import Split
 from phicourse.gguf import GGUFFile
+from phicourse.memory import memory_text
 
 if TYPE_CHECKING:
     from phicourse.generate.torch_layers import TorchLayers
@@ -99,8 +100,8 @@ class HybridBackend:
 
         layers = self._layers
         return (
-            f"{self.split} in PyTorch on {device_name(layers.device)}: {layers.weight_bytes / 1e6:,.1f} MB of weights, "
-            f"{layers.cache.nbytes / 1e6:,.1f} MB for keys and values"
+            f"{self.split} in PyTorch on {device_name(layers.device)}: {memory_text(layers.weight_bytes)} of weights, "
+            f"{memory_text(layers.cache.nbytes)} for keys and values"
         )
 
     @property

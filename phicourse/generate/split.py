@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from phicourse.checkpoint import PhiConfig
+from phicourse.generate.cache_size import BATCH
 from phicourse.gguf import GGUFFile, TensorInfo
-
-BATCH = 512
-"""Tokens of a long prompt that go through the engine together."""
 
 MOST_SCORES = 1 << 25
 """Attention scores that PyTorch may hold at a time: some of its kernels write all of them down."""
