@@ -8,14 +8,17 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -205,33 +208,39 @@ static phi::Config config_from(const nb::dict &fields) {
     return config;
 }
 
-// The engine with the arrays that its weights lie in, which must live as long as it does.
+// The engine with the arrays that its weights lie in, which must live as long as it does. While it works Python's
+// other threads run; those that call it wait until it is free.
 class PythonEngine {
   public:
     using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    using Part = std::pair<int64_t, Tokens>; // what a sequence reads
 
     PythonEngine(const nb::dict &config, const nb::dict &tensors, int64_t n_ctx, int threads,
-                 const std::string &cache_type)
-        : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type) {}
+                 const std::string &cache_type, int64_t n_sequences)
+        : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type,
+                  phi::active_isa(), n_sequences) {}
 
-    nb::object forward(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens, bool all_logits) {
-        const size_t rows = all_logits ? tokens.size() : 1, cols = engine_.config().vocab_size;
-        auto logits = std::make_unique<float[]>(rows * cols);
-        {
-            nb::gil_scoped_release release;
-            engine_.forward({tokens.data(), tokens.size()}, all_logits, logits.get(), check_signals);
+    nb::object forward(const Tokens &tokens, bool all_logits) { return forward_many({{0, tokens}}, all_logits); }
+
+    nb::object forward_many(const std::vector<Part> &parts, bool all_logits) {
+        std::vector<phi::Reading> readings;
+        size_t rows = 0;
+        for (const auto &[sequence, tokens] : parts) {
+            readings.push_back({sequence, {tokens.data(), tokens.size()}});
+            rows += all_logits ? tokens.size() : 1;
         }
+        const size_t cols = engine_.config().vocab_size;
+        auto logits = std::make_unique_for_overwrite<float[]>(rows * cols);
+        alone([&] { engine_.forward(readings, all_logits, logits.get(), check_signals); });
         float *data = logits.release();
         nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
         return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
     }
 
-    nb::dict input_squares(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens) {
+    nb::dict input_squares(const Tokens &tokens) {
         phi::InputSquares squares;
-        {
-            nb::gil_scoped_release release;
-            squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals);
-        }
+        alone([&] { squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals); });
         nb::dict arrays;
         for (auto &[name, tensor] : squares) {
             using Sums = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
@@ -245,12 +254,30 @@ class PythonEngine {
         return arrays;
     }
 
-    void truncate(int64_t length) { engine_.truncate(length); }
-    int64_t position() const { return engine_.position(); }
+    void truncate(int64_t length, int64_t sequence) {
+        alone([&] { engine_.truncate(length, sequence); });
+    }
+    void copy(int64_t source, int64_t target, int64_t length) {
+        alone([&] { engine_.copy(source, target, length); });
+    }
+    int64_t length(int64_t sequence) {
+        int64_t length = 0;
+        alone([&] { length = engine_.position(sequence); });
+        return length;
+    }
+    int64_t position() { return length(0); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
+    int64_t n_sequences() const { return engine_.n_sequences(); }
     size_t cache_bytes() const { return engine_.cache_bytes(); }
 
   private:
+    // Waits for the engine without the GIL, which the one that has it may ask for.
+    template <class Work> void alone(const Work &work) {
+        nb::gil_scoped_release release;
+        const std::lock_guard lock(busy_);
+        work();
+    }
+
     // Between batches of a long prompt: Ctrl-C stops it.
     static void check_signals() {
         nb::gil_scoped_acquire acquire;
@@ -276,6 +303,7 @@ class PythonEngine {
 
     std::vector<Bytes> buffers_; // before engine_, which keep() runs ahead of
     phi::Engine engine_;
+    std::mutex busy_;
 };
 
 // Types of floats are read in place, so that they must lie where such numbers may.
@@ -301,13 +329,17 @@ static void bind_engine(nb::module_ &m) {
     m.def("multiply", multiply, "type"_a, "data"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
           "threads"_a = 1, "isa"_a = nb::none());
     nb::class_<PythonEngine>(m, "Engine")
-        .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
-             "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")
-        .def("forward", &PythonEngine::forward, "tokens"_a, "all_logits"_a)
-        .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
-        .def("truncate", &PythonEngine::truncate, "length"_a)
+        .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &, int64_t>(), "config"_a,
+             "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16", "n_sequences"_a = 1)
+        .def("forward", &PythonEngine::forward, "tokens"_a.noconvert(), "all_logits"_a)
+        .def("forward_many", &PythonEngine::forward_many, "parts"_a.noconvert(), "all_logits"_a)
+        .def("input_squares", &PythonEngine::input_squares, "tokens"_a.noconvert())
+        .def("truncate", &PythonEngine::truncate, "length"_a, "sequence"_a = 0)
+        .def("copy", &PythonEngine::copy, "source"_a, "target"_a, "length"_a)
+        .def("length", &PythonEngine::length, "sequence"_a)
         .def_prop_ro("position", &PythonEngine::position)
         .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
+        .def_prop_ro("n_sequences", &PythonEngine::n_sequences)
         .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
 }
 
