@@ -73,7 +73,7 @@ test-sanitize: $(VENV)/.test ## the C++ tests with every memory access, overflow
 	  export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	  cmake -S native -B build/$$kind -G Ninja -DPHI_SANITIZE=$$kind >build/tests.log 2>&1 && \
 	  cmake --build build/$$kind >build/tests.log 2>&1 || { cat build/tests.log; exit 1; }; \
-	  ctest --test-dir build/$$kind --output-on-failure || exit 1; \
+	  ctest --test-dir build/$$kind --parallel 2 --output-on-failure || exit 1; \
 	done
 
 test-python: $(VENV)/.test $(SDIST)

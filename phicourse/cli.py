@@ -223,6 +223,12 @@ CacheType = Annotated[
     str,
     typer.Option(metavar="T", help="Keep keys and values as f16, bf16, f32, or smaller: q8_0, q4_0."),
 ]
+GpuLayers = Annotated[
+    int,
+    typer.Option(
+        "--gpu-layers", metavar="N", help="Layers in PyTorch on a GPU, from the first on; -1: all."
+    ),
+]
 SplitSize = Annotated[
     int | None,
     typer.Option("--split-max-size", parser=a_size, metavar="SIZE", help="Bytes a file at most: 500M, 2G."),
@@ -566,9 +572,7 @@ def run(
     threads: Threads = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",
-    gpu_layers: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Layers on a GPU; this engine has none: 0.")
-    ] = 0,
+    gpu_layers: GpuLayers = 0,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue PROMPT itself, without the chat template.")
     ] = False,
@@ -583,12 +587,10 @@ def run(
     """Answer a prompt."""
     from phicourse.generate import load
 
-    if gpu_layers:
-        raise GenerateError("--gpu-layers: this engine runs on the CPU only; leave the option out")
     if lookup and draft is not None:
         raise typer.BadParameter("--lookup and --draft exclude each other")
     text = read_prompt(prompt)
-    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type)
+    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
     options: dict[str, Any] = {
         "max_tokens": None if n < 0 else n,
         "temperature": temp,
@@ -644,12 +646,13 @@ def tell_guesses(llm: "LLM") -> None:
 def chat(
     file: Model,
     system: Annotated[str | None, typer.Option(metavar="S", help="What the model is to be.")] = None,
+    gpu_layers: GpuLayers = 0,
 ) -> None:
     """Talk with a model: /help says how, Ctrl-D ends."""
     from phicourse.generate import load
     from phicourse.generate.repl import Repl
 
-    Repl(load(file), None if system is None else checked(system)).run()
+    Repl(load(file, gpu_layers=gpu_layers), None if system is None else checked(system)).run()
 
 
 @app.command()
@@ -820,6 +823,7 @@ def bench(
     ] = 0,
     threads: Threads = None,
     cache_type: CacheType = "f16",
+    gpu_layers: GpuLayers = 0,
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second of prompt processing and generation."""
@@ -827,7 +831,7 @@ def bench(
     from phicourse.generate import load
 
     n_ctx = depth + max(n_prompt, n_gen, 1)
-    llm = load(file, n_ctx=n_ctx, threads=threads, cache_type=cache_type)
+    llm = load(file, n_ctx=n_ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
     bos = llm.tokenizer.bos if llm.tokenizer.vocabulary.add_bos else None
     measured = bench(
         llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, depth=depth, bos=bos

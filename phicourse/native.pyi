@@ -121,7 +121,9 @@ class Engine:
     ) -> None:
         """Check everything and make room for n_ctx positions of each sequence.
 
-        config      the fields of PhiConfig under their names: numbers and lists, None where there is none
+        config      the fields of PhiConfig under their names: numbers and lists, None where there is none. With
+                    "first_layer" the layers before it are computed elsewhere: neither they nor the embedding,
+                    unless it is the output matrix, too, may be among the tensors
         tensors     {name in a GGUF file: (type, rows, columns, its bytes)}; a vector is one row
         cache_type  how keys and values are kept: F32, F16, BF16, Q8_0 or Q4_0
         raises      ValueError: a field, a missing, unknown or misshapen tensor, a number, cache_type
@@ -134,6 +136,18 @@ class Engine:
         A text that grows past LongRoPE's switch is computed anew with the long factors. The GIL is released;
         an interrupt is noticed every 512 tokens and leaves the text as it was.
         raises   ValueError without tokens; IndexError: an id outside the vocabulary, or no room left
+        """
+
+    def forward_hidden(
+        self, hidden: NDArray[np.float32], n_logits: int, text_length: int
+    ) -> NDArray[np.float32]:
+        """Append what the layers before "first_layer" made of n tokens; logits after the last n_logits of them.
+
+        hidden       (n, hidden_size) float32
+        text_length  of the whole text that they are part of: it chooses LongRoPE's factors. Where these change,
+                     the caller truncates to 0 first and begins again
+        returns      (n_logits, vocabulary) float32
+        raises       ValueError: an engine without "first_layer", wrong shape or numbers, other factors in the cache
         """
 
     def forward_many(
@@ -182,3 +196,7 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """Bytes that keys and values take when the contexts of all sequences are full."""
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of everything else that it has made room for: the vectors of a batch, and the threads' scratch."""

@@ -184,6 +184,7 @@ static phi::Config config_from(const nb::dict &fields) {
     config.architecture = &phi::find_architecture(field<std::string>(fields, "architecture"));
     config.hidden_size = field<int64_t>(fields, "hidden_size");
     config.n_layers = field<int64_t>(fields, "n_layers");
+    config.first_layer = field_or<int64_t>(fields, "first_layer", 0);
     config.n_heads = field<int64_t>(fields, "n_heads");
     config.n_kv_heads = field<int64_t>(fields, "n_kv_heads");
     config.head_size = field<int64_t>(fields, "head_size");
@@ -230,12 +231,16 @@ class PythonEngine {
             readings.push_back({sequence, {tokens.data(), tokens.size()}});
             rows += all_logits ? tokens.size() : 1;
         }
-        const size_t cols = engine_.config().vocab_size;
-        auto logits = std::make_unique_for_overwrite<float[]>(rows * cols);
-        alone([&] { engine_.forward(readings, all_logits, logits.get(), check_signals); });
-        float *data = logits.release();
-        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
-        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
+        return logits_of(rows,
+                         [&](float *logits) { engine_.forward(readings, all_logits, logits, check_signals); });
+    }
+
+    nb::object forward_hidden(Matrix<const float> hidden, int64_t n_logits, int64_t text_length) {
+        if (n_logits < 0 || static_cast<size_t>(n_logits) > hidden.shape(0))
+            throw nb::value_error("n_logits must be from 0 to the number of hidden states");
+        return logits_of(n_logits, [&](float *logits) {
+            engine_.forward_hidden({hidden.data(), hidden.size()}, n_logits, text_length, logits, check_signals);
+        });
     }
 
     nb::dict input_squares(const Tokens &tokens) {
@@ -269,6 +274,7 @@ class PythonEngine {
     int64_t n_ctx() const { return engine_.n_ctx(); }
     int64_t n_sequences() const { return engine_.n_sequences(); }
     size_t cache_bytes() const { return engine_.cache_bytes(); }
+    size_t work_bytes() const { return engine_.work_bytes(); }
 
   private:
     // Waits for the engine without the GIL, which the one that has it may ask for.
@@ -276,6 +282,16 @@ class PythonEngine {
         nb::gil_scoped_release release;
         const std::lock_guard lock(busy_);
         work();
+    }
+
+    // An array (rows, vocabulary) that `compute` has filled.
+    template <class Compute> nb::object logits_of(size_t rows, const Compute &compute) {
+        const size_t cols = engine_.config().vocab_size;
+        auto logits = std::make_unique_for_overwrite<float[]>(rows * cols);
+        alone([&] { compute(logits.get()); });
+        float *data = logits.release();
+        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
+        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
     }
 
     // Between batches of a long prompt: Ctrl-C stops it.
@@ -333,6 +349,7 @@ static void bind_engine(nb::module_ &m) {
              "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16", "n_sequences"_a = 1)
         .def("forward", &PythonEngine::forward, "tokens"_a.noconvert(), "all_logits"_a)
         .def("forward_many", &PythonEngine::forward_many, "parts"_a.noconvert(), "all_logits"_a)
+        .def("forward_hidden", &PythonEngine::forward_hidden, "hidden"_a.noconvert(), "n_logits"_a, "text_length"_a)
         .def("input_squares", &PythonEngine::input_squares, "tokens"_a.noconvert())
         .def("truncate", &PythonEngine::truncate, "length"_a, "sequence"_a = 0)
         .def("copy", &PythonEngine::copy, "source"_a, "target"_a, "length"_a)
@@ -340,7 +357,8 @@ static void bind_engine(nb::module_ &m) {
         .def_prop_ro("position", &PythonEngine::position)
         .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
         .def_prop_ro("n_sequences", &PythonEngine::n_sequences)
-        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
+        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes)
+        .def_prop_ro("work_bytes", &PythonEngine::work_bytes);
 }
 
 // ----------------------------------------------------------------------------------------------

@@ -412,6 +412,116 @@ static void test_truncate() {
     }
 }
 
+// ---- the last layers alone -------------------------------------------------------------------
+
+static Floats embedding_rows(const Model &model, const Tokens &tokens) {
+    const Floats &table = model.values("token_embd.weight");
+    const int64_t hidden = model.config.hidden_size;
+    Floats rows;
+    for (int32_t token : tokens) rows.insert(rows.end(), &table[token * hidden], &table[token * hidden] + hidden);
+    return rows;
+}
+
+// The model with `extra` layers before its own that are computed elsewhere, and without an embedding.
+static void put_layers_in_front(Model &model, int64_t extra) {
+    phi::Tensors moved;
+    for (const auto &[name, tensor] : model.tensors) {
+        const size_t dot = name.find('.', 4);
+        if (name.starts_with("blk."))
+            moved["blk." + std::to_string(std::stoi(name.substr(4)) + extra) + name.substr(dot)] = tensor;
+        else if (name != "token_embd.weight" || !model.has("output.weight"))
+            moved[name] = tensor;
+    }
+    model.tensors = moved;
+    model.config.n_layers += extra;
+    model.config.first_layer = extra;
+}
+
+// An engine that is handed the embedding's rows gives the bits of one that looks them up, in any cuts, also where
+// the text has outgrown LongRoPE's switch.
+static void test_hidden_states() {
+    for (const Config &config : {longrope_config(), phi2_config(), phimoe_config()})
+        for (bool tied : {false, true})
+            for (int n : {1, 60, 100}) {
+                Model model(config, tied);
+                const Tokens tokens = random_tokens(n, config);
+                const Floats expected = fresh(model, tokens), hidden = embedding_rows(model, tokens);
+                put_layers_in_front(model, 3);
+                Engine engine(model.config, model.tensors, 128, 2);
+                Floats logits(expected.size());
+                const int64_t half = n / 2, size = config.hidden_size;
+                const std::span<const float> all(hidden);
+                if (half > 0) engine.forward_hidden(all.first(half * size), half, n, logits.data());
+                engine.forward_hidden(all.subspan(half * size), n - half, n, &logits[half * config.vocab_size]);
+                check(engine.position() == n, "position after hidden states");
+                check_same(logits, expected, "logits of hidden states");
+                engine.truncate(0);
+                Floats last(config.vocab_size);
+                engine.forward_hidden(all, 1, n, last.data());
+                check_same(last, last_rows(expected, 1, config), "logits of the last hidden state");
+            }
+}
+
+// Without a layer of its own an engine is the last norm and the output matrix.
+static void test_no_layers() {
+    Model model(small_config());
+    const Floats hidden = embedding_rows(model, {3, 4, 5});
+    Config config = model.config;
+    config.first_layer = config.n_layers;
+    phi::Tensors rest;
+    for (const std::string name : {"output_norm.weight", "output.weight"}) rest[name] = model.tensors.at(name);
+    Engine engine(config, rest, 10, 2, phi::Type::F32);
+    Floats logits(3 * config.vocab_size);
+    engine.forward_hidden(hidden, 3, 3, logits.data());
+    check(engine.cache_bytes() == 0, "an engine without layers needs no cache");
+    const Floats &norm = model.values("output_norm.weight"), &matrix = model.values("output.weight");
+    Doubles expected;
+    for (int token = 0; token < 3; ++token) {
+        const float *x = &hidden[token * config.hidden_size];
+        double squares = 0;
+        for (int64_t i = 0; i < config.hidden_size; ++i) squares += static_cast<double>(x[i]) * x[i];
+        const double scale = 1 / std::sqrt(squares / static_cast<double>(config.hidden_size) + config.norm_eps);
+        for (int64_t row = 0; row < config.vocab_size; ++row) {
+            double sum = 0;
+            for (int64_t i = 0; i < config.hidden_size; ++i)
+                sum += x[i] * scale * norm[i] * matrix[row * config.hidden_size + i];
+            expected.push_back(sum);
+        }
+    }
+    check_close(relative_error(logits, expected), 0, 1e-5, "the head alone, written out");
+}
+
+static void test_bad_hidden_states() {
+    Model model(longrope_config());
+    const Floats hidden = embedding_rows(model, random_tokens(70, model.config));
+    const std::span<const float> all(hidden);
+    const int64_t size = model.config.hidden_size;
+    Floats logits(70 * model.config.vocab_size);
+    const auto refused = [&](Engine &engine, std::span<const float> states, int64_t n_logits, int64_t length,
+                             const std::string &part) {
+        check_throws<std::invalid_argument>(
+            [&] { engine.forward_hidden(states, n_logits, length, logits.data()); }, part);
+    };
+    Engine whole(model.config, model.tensors, 64, 1);
+    refused(whole, all.first(size), 1, 1, "begins with the embedding");
+    put_layers_in_front(model, 1);
+    Engine engine(model.config, model.tensors, 100, 1);
+    check_throws<std::invalid_argument>([&] { forward(engine, Tokens{1}); }, "takes hidden states");
+    refused(engine, all.first(0), 0, 1, "one or more rows of 48");
+    refused(engine, all.first(size + 1), 1, 2, "one or more rows of 48");
+    refused(engine, all.first(size), 2, 1, "n_logits must be from 0 to 1");
+    refused(engine, all.first(3 * size), 1, 2, "text_length must be from 3 to 100");
+    refused(engine, all.first(size), 1, 101, "text_length must be from 1 to 100");
+    engine.forward_hidden(all.first(10 * size), 0, 60, logits.data());
+    refused(engine, all.first(size), 1, 65, "truncate to 0 first");
+    check(engine.position() == 10, "a refused call changed the text");
+    engine.truncate(0);
+    engine.forward_hidden(all, 70, 70, logits.data());
+    model.config.first_layer = 4;
+    check_throws<std::invalid_argument>([&] { Engine(model.config, model.tensors, 64, 1); },
+                                        "first_layer must be from 0 to 3");
+}
+
 // Every key and value head twice is the same model with two query heads each.
 static void test_grouped_heads() {
     Config config = small_config();
@@ -787,6 +897,9 @@ int main() {
     test_cuts();
     test_last_logits();
     test_truncate();
+    test_hidden_states();
+    test_no_layers();
+    test_bad_hidden_states();
     test_grouped_heads();
     test_window();
     test_mixed_types();

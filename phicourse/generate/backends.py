@@ -8,7 +8,7 @@ when the text crosses the switch they read it all again. (llama.cpp chooses by t
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ from phicourse.checkpoint import Checkpoint, PhiConfig
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.errors import GenerateError, ModelError
 from phicourse.generate.cache_size import CACHE_TYPES, check_cache_fits
-from phicourse.gguf import GGUFFile
+from phicourse.gguf import GGUFFile, TensorInfo
 from phicourse.quantize.grids import hand_over
 from phicourse.quantize.registry import QUANTIZERS
 
@@ -170,12 +170,12 @@ class NativeBackend:
         self.threads = thread_count(threads)
         self.cache_type = known_cache_type(cache_type)
         self.n_sequences = sequence_count(n_sequences)
-        check_cache_fits(self.config, self.n_ctx, self.cache_type, self.n_sequences)
+        check_cache_fits(self.config, self.n_ctx, self.cache_type, n_sequences=self.n_sequences)
         try:
             self.isa: str = native.isa()
             self._engine = native.Engine(
                 engine_config(self.config),
-                engine_tensors(native, file),
+                engine_tensors(native, file, file.tensors.values()),
                 self.n_ctx,
                 self.threads,
                 self.cache_type,
@@ -322,18 +322,21 @@ def engine_config(config: PhiConfig) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
 
 
-def engine_tensors(native: ModuleType, file: GGUFFile) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
-    """Each tensor as (type, rows, columns, its bytes), not copied; the engine gets the grids of their types."""
-    for tensor in file.tensors.values():
+def engine_tensors(
+    native: ModuleType, file: GGUFFile, tensors: Iterable[TensorInfo]
+) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
+    """Tensors as (type, rows, columns, their bytes), not copied; the engine gets the grids of their types."""
+    tensors = list(tensors)
+    for tensor in tensors:
         hand_over(native, tensor.type.name)
     return {
-        name: (
+        tensor.name: (
             tensor.type.name,
             tensor.n_weights // tensor.shape[-1],
             tensor.shape[-1],
-            file.data(name).reshape(-1),
+            file.data(tensor.name).reshape(-1),
         )
-        for name, tensor in file.tensors.items()
+        for tensor in tensors
     }
 
 

@@ -11,6 +11,7 @@ from phicourse.generate.backends import Backend, NativeBackend, TorchBackend, wh
 from phicourse.generate.batch import Batch, write_all
 from phicourse.generate.context import Context
 from phicourse.generate.generate import Answer, AnswerText, Run, generate_text
+from phicourse.generate.hybrid import HybridBackend
 from phicourse.generate.sampling import Float32Array, Sampler
 from phicourse.generate.speculation import Draft, DraftModel, PromptLookup, check_draft_model
 from phicourse.gguf import GGUFFile
@@ -28,6 +29,7 @@ def load(
     threads: int | None = None,
     cache_type: str = "F16",
     n_sequences: int = 1,
+    gpu_layers: int = 0,
 ) -> "LLM":
     """Load a model to talk to.
 
@@ -40,24 +42,32 @@ def load(
              torch keeps them as float32
     n_sequences  how many answers of `generate_many` are written at a time, each with a context of its own; torch
                  writes one after the other
+    gpu_layers  how many layers, from the first on, run in PyTorch on a GPU (CUDA or Metal; without one on the CPU),
+             the others in the engine. One more than there are, or -1: all, and the output head. A line on
+             standard error says where they went
     raises   GGUFError, CheckpointError, ModelError, TokenizerError: the file cannot be used;
              GenerateError: the request makes no sense
     """
     path = Path(path)
     if backend not in ("native", "torch"):
         raise GenerateError(f"unknown backend {backend!r}; known are 'native' and 'torch'")
+    if gpu_layers and backend != "native":
+        raise GenerateError("gpu_layers shares a model with the engine: leave backend='torch' out")
     if path.is_dir():
         return _load_folder(path, backend, n_ctx, threads)
     file = GGUFFile.open(path)
-    if backend == "native" and (reason := why_not_native(file)) is not None:
+    if backend == "native" and not gpu_layers and (reason := why_not_native(file)) is not None:
         print(f"phicourse: {reason}; using PyTorch, slowly", file=sys.stderr)
         backend = "torch"
     tokenizer = Tokenizer.from_gguf(file)
-    model: Backend = (
-        NativeBackend(file, n_ctx, threads, cache_type, n_sequences)
-        if backend == "native"
-        else TorchBackend(file, n_ctx, threads)
-    )
+    model: Backend
+    if gpu_layers:
+        model = HybridBackend(file, gpu_layers, n_ctx, threads, cache_type)
+        print(f"phicourse: {model.report}", file=sys.stderr)
+    elif backend == "native":
+        model = NativeBackend(file, n_ctx, threads, cache_type, n_sequences)
+    else:
+        model = TorchBackend(file, n_ctx, threads)
     tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
     return LLM(model, tokenizer, name=printable(file.get("general.name", str, path.stem)), tensors=tensors)
 

@@ -68,7 +68,7 @@ VERBS = {
         "--gpu-layers",
         "--raw",
     ],
-    "chat": ["FILE", "--system"],
+    "chat": ["FILE", "--system", "--gpu-layers"],
     "imatrix": [
         "FILE",
         "-f",

@@ -61,6 +61,15 @@ Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int 
     down_products_.reserve(config.n_experts);
 }
 
+size_t Engine::work_bytes() const {
+    size_t bytes = picks_.size() * sizeof(Pick);
+    for (const Vectors *vectors : {&residual_, &normed_, &attended_, &gated_, &handed_out_}) bytes += vectors->bytes();
+    for (const auto *floats : {&qkv_, &branch_, &up_, &cosines_, &sines_, &router_scores_, &answers_})
+        bytes += floats->size() * sizeof(float);
+    for (const auto &scratch : scratch_) bytes += scratch.bytes();
+    return bytes;
+}
+
 // ---- the texts -------------------------------------------------------------------------------
 
 int64_t Engine::checked(int64_t sequence) const {
@@ -71,6 +80,7 @@ int64_t Engine::checked(int64_t sequence) const {
 }
 
 void Engine::check_readings(std::span<const Reading> readings) const {
+    detail::require(config_.first_layer == 0, "this engine begins behind the embedding and takes hidden states");
     detail::require(!readings.empty(), "forward needs at least one sequence");
     std::vector<bool> reads(sequences_.size());
     for (const Reading &reading : readings) {
@@ -101,13 +111,43 @@ void Engine::forward(std::span<const int32_t> tokens, bool all_logits, float *lo
 void Engine::forward(std::span<const Reading> readings, bool all_logits, float *logits,
                      const std::function<void()> &between_batches) {
     check_readings(readings);
-    std::vector<int64_t> before;
-    for (const Reading &reading : readings) before.push_back(position(reading.sequence));
+    std::vector<Growth> growths;
+    for (const auto &[number, tokens] : readings) {
+        Sequence &sequence = sequences_[number];
+        growths.push_back({&sequence, sequence.length(), all_logits ? static_cast<int64_t>(tokens.size()) : 1, nullptr});
+    }
     try {
-        for (const Reading &reading : readings) sequences_[reading.sequence].append(reading.tokens);
-        extend(readings, all_logits, logits, between_batches);
+        for (const auto &[number, tokens] : readings) {
+            sequences_[number].append(tokens);
+            sequences_[number].choose_factors(rope_.uses_long_factors(position(number)));
+        }
+        extend(growths, logits, between_batches);
     } catch (...) {
-        for (size_t i = 0; i < readings.size(); ++i) truncate(before[i], readings[i].sequence);
+        for (const Growth &growth : growths) growth.sequence->truncate(growth.first);
+        throw;
+    }
+}
+
+void Engine::forward_hidden(std::span<const float> hidden, int64_t n_logits, int64_t text_length, float *logits,
+                            const std::function<void()> &between_batches) {
+    using namespace detail;
+    const int64_t before = position(), n = static_cast<int64_t>(hidden.size()) / config_.hidden_size;
+    require(config_.first_layer > 0, "this engine begins with the embedding and takes tokens");
+    require(n > 0 && n * config_.hidden_size == static_cast<int64_t>(hidden.size()),
+            "hidden states must be one or more rows of " + std::to_string(config_.hidden_size));
+    require_between("n_logits", n_logits, 0, n);
+    require_between("text_length", text_length, before + n, n_ctx_);
+    Sequence &sequence = sequences_[0];
+    const bool use_long = rope_.uses_long_factors(text_length);
+    require(before == 0 || use_long == sequence.uses_long_factors(),
+            "the keys in the cache were rotated by LongRoPE's other factors: truncate to 0 first");
+    const Growth growth{&sequence, before, n_logits, hidden.data()};
+    try {
+        sequence.append(std::vector<int32_t>(n)); // tokens that nobody knows here
+        sequence.choose_factors(use_long);
+        extend({&growth, 1}, logits, between_batches);
+    } catch (...) {
+        sequence.truncate(before);
         throw;
     }
 }
@@ -149,37 +189,31 @@ void Engine::copy(int64_t source, int64_t target, int64_t length) {
 }
 
 // Computes all of the texts that is not in the caches.
-void Engine::extend(std::span<const Reading> readings, bool all_logits, float *logits,
-                    const std::function<void()> &between_batches) {
-    for (const Reading &reading : readings) {
-        Sequence &sequence = sequences_[reading.sequence];
-        sequence.choose_factors(rope_.uses_long_factors(sequence.length()));
-    }
-    for (Batch batch = next_batch(readings, all_logits); batch.size() > 0;) {
+void Engine::extend(std::span<const Growth> growths, float *logits, const std::function<void()> &between_batches) {
+    for (Batch batch = next_batch(growths); batch.size() > 0;) {
         run_batch(batch, logits);
         logits += batch.wanted.size() * config_.vocab_size;
         for (const Place &place : batch.places) place.sequence->set_cached(place.position + 1);
-        batch = next_batch(readings, all_logits);
+        batch = next_batch(growths);
         if (between_batches && batch.size() > 0) between_batches();
     }
 }
 
 // What is not in the caches, text by text: all of it, or as much as goes through the layers together.
-Engine::Batch Engine::next_batch(std::span<const Reading> readings, bool all_logits) {
+Engine::Batch Engine::next_batch(std::span<const Growth> growths) const {
     Batch batch;
-    for (const Reading &reading : readings) {
-        Sequence &sequence = sequences_[reading.sequence];
-        const int64_t end = sequence.length(), n_logits = all_logits ? reading.tokens.size() : 1;
-        for (int64_t at = sequence.n_cached(); at < end && batch.size() < max_batch_; ++at) {
+    for (const auto &[sequence, first, n_logits, hidden] : growths) {
+        const int64_t end = sequence->length();
+        for (int64_t at = sequence->n_cached(); at < end && batch.size() < max_batch_; ++at) {
             if (at >= end - n_logits) batch.wanted.push_back(batch.size());
-            add_place(batch, {&sequence, at});
+            add_place(batch, {sequence, at, hidden == nullptr ? nullptr : hidden + (at - first) * config_.hidden_size});
         }
     }
     return batch;
 }
 
 // A tile has as many neighbouring tokens as make tile_queries queries.
-void Engine::add_place(Batch &batch, Place place) const {
+void Engine::add_place(Batch &batch, const Place &place) const {
     const bool continues = !batch.places.empty() && batch.places.back().sequence == place.sequence &&
                            batch.tiles.back().tokens < tile_tokens();
     if (!continues) batch.tiles.push_back({batch.size(), 0});
@@ -194,21 +228,25 @@ int64_t Engine::tile_tokens() const { return tile_queries / std::min<int64_t>(co
 // What goes into the first layer, and the angles of the positions.
 void Engine::begin_batch(const Batch &batch) {
     const Matrix &table = weights_.embedding;
-    const int64_t pairs = rope_.pairs();
+    const int64_t pairs = rope_.pairs(), n = config_.hidden_size;
     for (int token = 0; token < batch.size(); ++token) {
-        const auto &[sequence, position] = batch.places[token];
-        const uint8_t *row = table.data + sequence->token(position) * table.row_bytes;
-        dequantize(table.type, row, 1, table.cols, residual_.row(token), 1);
+        const auto &[sequence, position, hidden] = batch.places[token];
+        if (hidden != nullptr)
+            std::copy_n(hidden, n, residual_.row(token));
+        else
+            dequantize(table.type, table.data + sequence->token(position) * table.row_bytes, 1, n,
+                       residual_.row(token), 1);
         rope_.angles(position, sequence->uses_long_factors(), &cosines_[token * pairs], &sines_[token * pairs]);
     }
 }
 
 void Engine::run_batch(const Batch &batch, float *logits) {
     begin_batch(batch);
+    const int64_t n_layers = config_.own_layers();
     pool_.run([&](int thread) {
         void *scratch = scratch_[thread].data();
-        norm(weights_.layers[0].attention_norm, batch);
-        for (int64_t layer = 0; layer < config_.n_layers; ++layer) layer_phases(layer, batch, scratch);
+        if (n_layers > 0) norm(weights_.layers[0].attention_norm, batch);
+        for (int64_t layer = 0; layer < n_layers; ++layer) layer_phases(layer, batch, scratch);
         output(batch, logits, scratch);
     });
 }
@@ -225,7 +263,7 @@ void Engine::output(const Batch &batch, float *logits, void *scratch) {
     pool_.for_each(n, grain(n), [&](size_t begin, size_t end) {
         for (size_t i = begin; i < end; ++i) {
             const int token = batch.wanted[i];
-            kernels_.add(residual_.row(token), &branch_[token * hidden], hidden);
+            if (config_.own_layers() > 0) kernels_.add(residual_.row(token), &branch_[token * hidden], hidden);
             normalize(token, weights_.output_norm, static_cast<int>(i));
         }
     });
@@ -334,7 +372,7 @@ void Engine::attend(int64_t layer, const Batch &batch, void *scratch) {
     pool_.for_each(config_.n_kv_heads * parts * tiles, 1, [&](size_t item, size_t) {
         const auto &[token, tokens] = batch.tiles[item % tiles];
         const int64_t part = item / tiles % parts, kv_head = item / tiles / parts;
-        const auto &[sequence, position] = batch.places[token];
+        const auto &[sequence, position, hidden] = batch.places[token];
         const int64_t head = kv_head * group + part * members;
         AttentionTile tile{};
         tile.queries = &qkv_[token * config_.qkv_size() + head * head_size];

@@ -58,6 +58,13 @@ class Engine {
     void forward(std::span<const int32_t> tokens, bool all_logits, float *logits,
                  const std::function<void()> &between_batches = {});
 
+    // As forward, where the layers before config.first_layer are computed elsewhere: appends the hidden states
+    // (n, hidden) that they made of n tokens, and writes the logits after the last `n_logits` of them.
+    // `text_length`: of the whole text that these are part of; it chooses LongRoPE's factors, as it did for the
+    // layers before. The caller empties the cache where they change. The first sequence's only.
+    void forward_hidden(std::span<const float> hidden, int64_t n_logits, int64_t text_length, float *logits,
+                        const std::function<void()> &between_batches = {});
+
     // Forgets the first sequence's text, reads these tokens, and returns for every matrix but the embedding the sums
     // over the tokens of the squares of what it is multiplied with. Throws as forward.
     InputSquares input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches = {});
@@ -74,13 +81,23 @@ class Engine {
     int64_t n_sequences() const { return static_cast<int64_t>(sequences_.size()); }
     // Of the keys and values of full contexts, of all sequences.
     size_t cache_bytes() const { return sequences_.size() * sequences_[0].cache().bytes(); }
+    size_t work_bytes() const; // of all that lies between two matrices
     const Config &config() const { return config_; }
 
   private:
+    // A sequence whose text has grown: its tokens from `first` on are new.
+    struct Growth {
+        Sequence *sequence;
+        int64_t first;
+        int64_t n_logits;    // wanted after the last so many
+        const float *hidden; // (new tokens, hidden) where the first layers are computed elsewhere, or null
+    };
+
     // A token that goes through the layers.
     struct Place {
         Sequence *sequence;
         int64_t position;
+        const float *hidden; // (hidden), or null
     };
 
     // Neighbouring tokens of one text, which attend together.
@@ -100,10 +117,9 @@ class Engine {
     int64_t checked(int64_t sequence) const;
     void check_readings(std::span<const Reading> readings) const;
     void check_tokens(const Reading &reading) const;
-    void extend(std::span<const Reading> readings, bool all_logits, float *logits,
-                const std::function<void()> &between_batches);
-    Batch next_batch(std::span<const Reading> readings, bool all_logits);
-    void add_place(Batch &batch, Place place) const;
+    void extend(std::span<const Growth> growths, float *logits, const std::function<void()> &between_batches);
+    Batch next_batch(std::span<const Growth> growths) const;
+    void add_place(Batch &batch, const Place &place) const;
     void begin_batch(const Batch &batch);
     void run_batch(const Batch &batch, float *logits);
     int64_t tile_tokens() const;

@@ -30,10 +30,10 @@ class KVCache {
   public:
     // Throws std::invalid_argument where the memory cannot be had.
     KVCache(const Config &config, int64_t n_ctx, Type type)
-        : format_(cache_format(type, config.head_size)), n_layers_(config.n_layers), n_kv_heads_(config.n_kv_heads),
-          blocks_((n_ctx + key_block - 1) / key_block), keys_(checked_size(config.n_layers, format_.key_block_bytes)),
-          values_(checked_size(config.n_layers, format_.row_bytes * key_block)),
-          bytes_(config.n_layers * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
+        : format_(cache_format(type, config.head_size)), n_layers_(config.own_layers()),
+          n_kv_heads_(config.n_kv_heads), blocks_((n_ctx + key_block - 1) / key_block),
+          keys_(checked_size(format_.key_block_bytes)), values_(checked_size(format_.row_bytes * key_block)),
+          bytes_(n_layers_ * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
         if (!keys_.allocated() || !values_.allocated()) refuse();
     }
 
@@ -62,8 +62,8 @@ class KVCache {
   private:
     int64_t first_block(int64_t layer, int64_t head) const { return (layer * n_kv_heads_ + head) * blocks_; }
 
-    size_t checked_size(int64_t n_layers, int64_t block_bytes) const {
-        int64_t size = n_layers * n_kv_heads_; // at most 2^28, see check(Config)
+    size_t checked_size(int64_t block_bytes) const {
+        int64_t size = n_layers_ * n_kv_heads_; // at most 2^28, see check(Config)
         if (__builtin_mul_overflow(size, blocks_, &size) || __builtin_mul_overflow(size, block_bytes, &size) ||
             size > PTRDIFF_MAX / 2)
             refuse();
