@@ -78,7 +78,7 @@ test-sanitize: $(VENV)/.test ## the C++ tests with every memory access, overflow
 
 test-python: $(VENV)/.test $(SDIST)
 	$(SAY) "running the Python tests"
-	@$(BIN)/python -m pytest --ignore=$(BROWSER)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=$(BROWSER)
 
 test-notebooks: $(VENV)/.test
 	$(SAY) "running the notebooks from top to bottom"

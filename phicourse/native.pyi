@@ -30,13 +30,14 @@ def quantize(
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
     best: bool = False,
-) -> None:
+) -> int | None:
     """Quantize rows.
 
     x           (rows, n) float32, finite
     out         (rows, row_bytes) uint8, written
     importance  (n,) float32, finite and not negative: how much each column counts
     best        smaller errors than llama.cpp's in the same format, instead of its bytes
+    returns     number of the first block with a scale too large for its field, which is infinite; None for none
     raises      ValueError: unknown type, wrong shape, a type that needs importance or has no better search, or
                 `row R column C is inf/nan`
     """
@@ -49,7 +50,7 @@ def quantize_f16(
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
     best: bool = False,
-) -> None:
+) -> int | None:
     """As quantize, but x holds the bits of float16 values (`x.view(np.uint16)`)."""
 
 def quantize_bf16(
@@ -60,7 +61,7 @@ def quantize_bf16(
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
     best: bool = False,
-) -> None:
+) -> int | None:
     """As quantize, but x holds the bits of bfloat16 values."""
 
 def dequantize(

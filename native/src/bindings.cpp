@@ -64,8 +64,8 @@ static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_
 
 // F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
 template <phi::Type source, class F>
-static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
-                     const std::optional<std::string> &isa, const Importance &importance, bool best) {
+static std::optional<int64_t> quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
+                                       const std::optional<std::string> &isa, const Importance &importance, bool best) {
     const phi::TypeInfo &type = phi::type_info(type_name);
     if (importance && importance->size() != x.shape(1))
         throw nb::value_error(("importance has " + std::to_string(importance->size()) + " numbers, rows have " +
@@ -75,8 +75,9 @@ static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uin
     const phi::Isa chosen = isa_or_active(isa);
     try {
         nb::gil_scoped_release release;
-        phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
-                      importance ? importance->data() : nullptr, best ? phi::Search::best : phi::Search::reference);
+        return phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
+                             importance ? importance->data() : nullptr,
+                             best ? phi::Search::best : phi::Search::reference);
     } catch (const phi::NonFiniteError &error) {
         throw nb::value_error(error.what());
     }
