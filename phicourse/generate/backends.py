@@ -8,7 +8,8 @@ when the text crosses the switch they read it all again. (llama.cpp chooses by t
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -196,7 +197,8 @@ class NativeBackend:
 
     def length(self, sequence: int) -> int:
         """How many positions the cache of a sequence holds."""
-        return int(self._engine.length(sequence))
+        with as_generate_errors():
+            return int(self._engine.length(sequence))
 
     def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
         """Append ids (n,) to sequence 0; logits (n or 1, vocab)."""
@@ -206,7 +208,8 @@ class NativeBackend:
         """Append to several sequences, whose tokens go through the layers together: logits of each (n or 1, vocab)."""
         for _, ids in parts:
             check_ids(ids, self.config.vocab_size)
-        logits: Float32Array = self._engine.forward_many(list(parts), all_logits)
+        with as_generate_errors():
+            logits: Float32Array = self._engine.forward_many(list(parts), all_logits)
         ends = np.cumsum([len(ids) if all_logits else 1 for _, ids in parts])
         return np.split(logits, ends[:-1])
 
@@ -218,11 +221,13 @@ class NativeBackend:
 
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget every position of a sequence from `length` on."""
-        self._engine.truncate(length, sequence)
+        with as_generate_errors():
+            self._engine.truncate(length, sequence)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make a sequence the first `length` positions of another."""
-        self._engine.copy(source, target, length)
+        with as_generate_errors():
+            self._engine.copy(source, target, length)
 
 
 class TorchBackend(OneSequence):
@@ -298,6 +303,15 @@ class TorchBackend(OneSequence):
         is_long = needs_long(self.config, length)
         if is_long != self._is_long:
             self._cache, self._is_long = self._new_cache(), is_long
+
+
+@contextmanager
+def as_generate_errors() -> Iterator[None]:
+    """Let what the engine refuses appear as errors of this package."""
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        raise GenerateError(str(error)) from None
 
 
 def native_module() -> Any | None:
