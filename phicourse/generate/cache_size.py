@@ -72,11 +72,16 @@ def _product_scratch(cols: int) -> int:
     return max(1 << 19, panel // 64 * 64 + 64 if panel > 1 << 19 else 0) + 8 * (cols // 16) * 4
 
 
-def check_cache_fits(config: PhiConfig, n_ctx: int, cache_type: str, n_layers: int | None = None) -> None:
-    """GenerateError where the keys and values of a full context would need more memory than is free."""
-    needed, free = kv_cache_bytes(config, n_ctx, cache_type, n_layers), available_memory()
+def check_cache_fits(
+    config: PhiConfig, n_ctx: int, cache_type: str, n_layers: int | None = None, n_sequences: int = 1
+) -> None:
+    """GenerateError where the keys and values of full contexts would need more memory than is free."""
+    needed, free = n_sequences * kv_cache_bytes(config, n_ctx, cache_type, n_layers), available_memory()
     if free is not None and needed > free:
+        texts = f"{n_sequences:,} texts of {n_ctx:,} tokens" if n_sequences > 1 else f"{n_ctx:,} tokens"
+        fewer = ", for fewer of them (n_sequences)" if n_sequences > 1 else ""
         raise GenerateError(
-            f"the keys and values of {n_ctx:,} tokens need {needed / 1e9:.1f} GB as {cache_type}, {free / 1e9:.1f} GB "
-            "of memory are free: ask for a smaller context (--ctx, n_ctx), or for another cache type (--cache-type)"
+            f"the keys and values of {texts} need {needed / 1e9:.1f} GB as {cache_type}, {free / 1e9:.1f} GB "
+            f"of memory are free: ask for a smaller context (--ctx, n_ctx){fewer}, or for another cache type "
+            "(--cache-type)"
         )

@@ -13,6 +13,7 @@ from phicourse.errors import GenerateError, ModelError
 from phicourse.generate.backends import (
     Float32Array,
     Int32Array,
+    OneSequence,
     check_ids,
     context_size,
     engine_config,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from phicourse.generate.torch_layers import TorchLayers
 
 
-class HybridBackend:
+class HybridBackend(OneSequence):
     """PyTorch's layers and the engine as one model."""
 
     def __init__(
@@ -136,8 +137,9 @@ class HybridBackend:
         logits: Float32Array = self._engine.forward_hidden(states, n_logits, text_length)
         return logits
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget every position from `length` on."""
+        self._check(sequence)
         del self._ids[length:]
 
     def _cut_to_same_length(self) -> int:
