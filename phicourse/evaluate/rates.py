@@ -26,8 +26,8 @@ from phicourse.quantize.registry import quantize_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMALL = 4096, 3072, BATCH
-"""Rows, columns and vectors of the product that shows what the kernels can do: 7 MB of weights in Q4_K."""
+SMALL = 2048, 3072, BATCH
+"""Rows, columns and vectors of the product that shows what the kernels can do: 3.5 MB of weights in Q4_K."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Machine:
         )
 
 
-def measure_machine(threads: int, budget: float = 0.5) -> Machine:
+def measure_machine(threads: int, budget: float = 1.0) -> Machine:
     """Measure a machine's limits, `budget` seconds for each.
 
     raises   GenerateError where the engine is not built

@@ -50,10 +50,8 @@ class ReservedKVCache(KVCache):
         super().__init__()
         shape = (1, config.n_kv_heads, n_positions, config.head_size)
         for layer in range(n_layers):
-            self.layers[layer] = (
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
+            room = torch.empty((2, *shape), dtype=dtype, device=device)  # the system gives pages when they are used
+            self.layers[layer] = room[0], room[1]
         self._lengths = [0] * n_layers  # differ only where a forward pass was interrupted
 
     @property
