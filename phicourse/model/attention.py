@@ -50,7 +50,9 @@ class ReservedKVCache(KVCache):
         super().__init__()
         shape = (1, config.n_kv_heads, n_positions, config.head_size)
         for layer in range(n_layers):
-            room = torch.empty((2, *shape), dtype=dtype, device=device)  # the system gives pages when they are used
+            room = torch.empty(
+                (2, *shape), dtype=dtype, device=device
+            )  # the system gives pages when they are used
             self.layers[layer] = room[0], room[1]
         self._lengths = [0] * n_layers  # differ only where a forward pass was interrupted
 
