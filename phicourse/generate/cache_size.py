@@ -1,4 +1,4 @@
-"""How many bytes the engine's keys and values take, told before they are taken."""
+"""How many bytes the engine takes for keys and values, and to work in, told before they are taken."""
 
 from phicourse.checkpoint import PhiConfig
 from phicourse.errors import GenerateError
@@ -11,6 +11,12 @@ CACHE_TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "F32")
 
 POSITIONS = 32
 """The engine makes room for this many positions at a time."""
+
+BATCH = 512
+"""Tokens of a long prompt that go through the engine together."""
+
+TILE_QUERIES = 32
+"""Queries that attention works on together."""
 
 
 def kv_cache_bytes(
@@ -26,6 +32,44 @@ def kv_cache_bytes(
     key = value if kind.block > 1 else config.head_size
     layers = config.n_layers if n_layers is None else n_layers
     return layers * config.n_kv_heads * positions * (kind.row_bytes(key) + kind.row_bytes(value))
+
+
+def engine_work_bytes(config: PhiConfig, n_ctx: int, threads: int, cache_type: str = "F16") -> int:
+    """Return the bytes of all else that the engine makes room for (engine.hpp): a batch's vectors, threads' scratch.
+
+    A vector is there as floats and coded for both kinds of blocks; a coding that no weight asks for is not touched.
+    """
+    tokens, hidden, ffn = min(n_ctx, BATCH), config.hidden_size, config.ffn_size
+    query, kv = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
+    used = config.n_experts_used
+    passes, up = max(used, 1), ffn if config.architecture == "phi2" else 2 * ffn
+    rows = [
+        (tokens, hidden),
+        (tokens, hidden),
+        (tokens, query),
+        (tokens * passes, ffn),
+        (tokens * used, hidden),
+    ]
+    floats = [query + 2 * kv, hidden, passes * up, config.rope_size, config.n_experts, used * hidden]
+    picks = 12 * tokens * used
+    kind = tensor_type(cache_type)
+    attention = 4 * (TILE_QUERIES + 2 * POSITIONS) * padded(config.head_size, max(kind.block, 16))
+    scratch = max(_product_scratch(max(hidden, query, ffn)), attention)
+    return sum(_vectors(n, cols) for n, cols in rows) + 4 * tokens * sum(floats) + picks + threads * scratch
+
+
+def _vectors(n: int, cols: int) -> int:
+    """Floats; codes, sums and scales in blocks of 32, and of 256 with sums of 16."""
+    numbers = n * cols
+    blocks_of_32 = numbers + 2 * (numbers // 32) + 4 * (numbers // 32)
+    blocks_of_256 = numbers + 2 * (numbers // 16) + 4 * (numbers // 256)
+    return 4 * numbers + blocks_of_32 + blocks_of_256
+
+
+def _product_scratch(cols: int) -> int:
+    """Unpacked panels of 16 rows, half a megabyte at least, and sums of 8 tokens (kernels.hpp)."""
+    panel = 16 * (cols + cols // 16 * 10) + 64
+    return max(1 << 19, panel // 64 * 64 + 64 if panel > 1 << 19 else 0) + 8 * (cols // 16) * 4
 
 
 def check_cache_fits(

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from phicourse.checkpoint import PhiConfig
+from phicourse.generate.cache_size import BATCH
 from phicourse.gguf import GGUFFile, TensorInfo
-
-BATCH = 512
-"""Tokens of a long prompt that go through the engine together."""
 
 MOST_SCORES = 1 << 25
 """Attention scores that PyTorch may hold at a time: some of its kernels write all of them down."""
@@ -31,7 +29,7 @@ class Split:
 
     @classmethod
     def of(cls, config: PhiConfig, gpu_layers: int) -> Self:
-        """Read a number of layers as llama.cpp does: one more than there are, or any below 0, means the head as well."""
+        """Read a number of layers as llama.cpp does: more than there are, or less than 0, means the head as well."""
         is_all = gpu_layers < 0 or gpu_layers > config.n_layers
         return cls(config, config.n_layers if is_all else gpu_layers, is_all)
 

@@ -35,9 +35,7 @@ def magnitude(config: PhiConfig, total: int) -> float:
     return config.attention_factor if own is None else own
 
 
-def cos_sin(
-    config: PhiConfig, start: int, stop: int, total: int | None = None
-) -> tuple[Tensor, Tensor]:
+def cos_sin(config: PhiConfig, start: int, stop: int, total: int | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines for the positions start … stop - 1, times the magnitude: (time, rope_size / 2) float32.
 
     total   the length of the text, which chooses the factors; None: it ends here

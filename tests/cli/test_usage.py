@@ -86,6 +86,7 @@ VERBS = {
     ],
     "perplexity": ["FILE", "-f", "--ctx", "--chunks", "--kl-base", "--json"],
     "bench": ["FILE", "-p", "-n", "-r", "--threads", "--json"],
+    "plan": ["FILE", "--memory", "--ctx", "--cache-type", "--json"],
     "diff": ["A", "B", "--json"],
     "doctor": ["--json"],
 }

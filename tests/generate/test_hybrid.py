@@ -1,7 +1,7 @@
 """The first layers in PyTorch, the others in the engine: the same model as the engine alone, wherever it is cut."""
 
-import builtins
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from phicourse.generate.split import Split, torch_batch, torch_cache_bytes, torc
 from phicourse.gguf import GGUFFile, GGUFWriter
 
 torch = pytest.importorskip("torch")
+
+from phicourse.generate import torch_layers  # noqa: E402
+
 pytestmark = pytest.mark.skipif(backends.native_module() is None, reason="needs the compiled engine")
 
 SWITCH = 32  # of the random model: LongRoPE's, half the context
@@ -83,7 +86,7 @@ def test_weights_of_16_bits_as_on_a_gpu(tiny: dict[str, Path], monkeypatch: pyte
     """The same mixture of types as on a GPU, on the CPU: float16 matrices and keys, a float32 stream."""
     ids = IDS[:50]
     expected = phicourse.load(tiny["F16"]).logits(ids)
-    monkeypatch.setattr(hybrid, "matrix_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(torch_layers, "matrix_dtype", lambda device: torch.float16)
     backend = HybridBackend(GGUFFile.open(tiny["F16"]), 3)
     assert {keys.dtype for keys, _ in backend._layers.cache.layers.values()} == {torch.float16}
     got = backend.forward(np.array(ids, np.int32), True)
@@ -101,13 +104,15 @@ def test_logits_do_not_depend_on_how_the_text_is_cut(random: Path, layers: int, 
     assert np.abs(logits - expected).max() < 2e-2  # as test_both_backends_agree
 
 
+@pytest.mark.parametrize("layers", [2, -1])
 def test_long_texts_go_in_batches_with_one_choice_of_factors(
-    random: Path, monkeypatch: pytest.MonkeyPatch
+    random: Path, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batch ends before the switch, and must not choose by its own end."""
     expected = fresh(NativeBackend(GGUFFile.open(random)), IDS)
     monkeypatch.setattr(hybrid, "BATCH", 16)
-    backend = HybridBackend(GGUFFile.open(random), 2)
+    monkeypatch.setattr(torch_layers, "torch_batch", lambda config, n_ctx: 7)
+    backend = HybridBackend(GGUFFile.open(random), layers)
     assert np.abs(fresh(backend, IDS) - expected).max() < 2e-2
     assert backend.forward(np.array([5], np.int32), True).shape == (1, 2048)
     backend.truncate(0)
@@ -159,9 +164,9 @@ def test_chat_reuses_the_prefix(tiny: dict[str, Path], monkeypatch: pytest.Monke
     more = [{"role": "assistant", "content": "No."}, {"role": "user", "content": "Why not?"}]
     native, mixed = phicourse.load(tiny["F16"]), phicourse.load(tiny["F16"], gpu_layers=2)
     seen: list[int] = []
-    read = hybrid.TorchLayers.read
+    read = torch_layers.TorchLayers.read
     monkeypatch.setattr(
-        hybrid.TorchLayers, "read", lambda self, ids, n: seen.append(len(ids)) or read(self, ids, n)
+        torch_layers.TorchLayers, "read", lambda self, ids, n: seen.append(len(ids)) or read(self, ids, n)
     )
     for conversation in (messages, messages + more, messages):
         answers = [llm.chat(conversation, max_tokens=20, temperature=0) for llm in (native, mixed)]
@@ -176,7 +181,7 @@ def test_speculation_gives_the_same_text(tiny: dict[str, Path]) -> None:
     assert llm.generate(STORY, max_tokens=40, temperature=0, draft="lookup") == plain
     draft = phicourse.load(tiny["Q4_K_M"])
     assert llm.generate(STORY, max_tokens=40, temperature=0, draft=draft) == plain
-    assert llm.last_run is not None and 0 < llm.last_run.accepted
+    assert llm.last_run is not None and llm.last_run.accepted > 0
 
 
 def test_the_context_is_a_limit(random: Path) -> None:
@@ -248,15 +253,13 @@ def copy_without(path: Path, out: Path, name: str) -> None:
             writer.write(tensor.name, file.data(tensor.name))
 
 
-def test_the_first_line_says_where_the_layers_went(
-    random: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_line_says_where_the_layers_went(random: Path, capsys: pytest.CaptureFixture[str]) -> None:
     phicourse.load(random, gpu_layers=2)
     said = capsys.readouterr()
     assert said.out == ""
     (line,) = said.err.splitlines()
     assert line.startswith("phicourse: 2 of 3 layers in PyTorch on the CPU (no GPU here): ")
-    assert "MB of weights" in line and "MB for keys and values" in line
+    assert "MB of weights" in line and "for keys and values" in line
 
 
 def test_a_batch_is_smaller_where_scores_would_fill_the_memory(random: Path) -> None:
@@ -271,14 +274,8 @@ def test_a_batch_is_smaller_where_scores_would_fill_the_memory(random: Path) -> 
 
 
 def test_without_torch_there_is_a_clear_error(random: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def no_torch(name: str, *rest: Any) -> Any:
-        if name == "torch":
-            raise ImportError("no torch", name="torch")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", no_torch)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "phicourse.generate.torch_layers")
     with pytest.raises(ModelError, match="pip install torch"):
         phicourse.load(random, gpu_layers=1)
     assert phicourse.load(random).backend.isa != "torch"
@@ -293,10 +290,10 @@ def test_without_the_engine_only_a_whole_model_runs(random: Path, monkeypatch: p
 
 
 def test_memory_is_looked_at_before_it_is_taken(random: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hybrid, "free_memory", lambda device: 1_000_000)
-    with pytest.raises(GenerateError, match=r"2 of 3 layers need 0\.0 GB on cpu .* fewer --gpu-layers"):
+    monkeypatch.setattr(torch_layers, "free_memory", lambda device: 1_000_000)
+    with pytest.raises(GenerateError, match=r"2 of 3 layers need \S+ MB on cpu .* fewer --gpu-layers"):
         phicourse.load(random, gpu_layers=2)
-    monkeypatch.setattr(hybrid, "free_memory", lambda device: None)
+    monkeypatch.setattr(torch_layers, "free_memory", lambda device: None)
     phicourse.load(random, gpu_layers=2)
 
 
