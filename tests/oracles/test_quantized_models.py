@@ -1,7 +1,7 @@
 """Quantized phi-tiny in our engine and in llama.cpp (llama-cpp-python 0.3.36, ggml 0.25.3): perplexity, divergence.
 
-perplexity     within 0.2 % of llama.cpp's on the same chunks (measured: 0.05 to 0.07 %). Both round activations to 8 bits, in
-               blocks of 32 or 256, and keep keys and values as float16
+perplexity     within 0.2 % of llama.cpp's on the same chunks (measured: 0.05 to 0.07 %). Both round activations to
+               8 bits, in blocks of 32 or 256, and keep keys and values as float16
 KL divergence  from the model in PyTorch, float32 on the weights that the file stands for: what the engine loses by its
                8-bit activations. Below 1e-3 in the mean for every type of 4 bits and more
 """
