@@ -62,6 +62,13 @@ static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_
                                   .c_str());
 }
 
+// NumPy makes arrays that begin anywhere; compiled loops rely on whole numbers of elements.
+template <class T> static void check_aligned(const char *name, const T *data) {
+    if (reinterpret_cast<uintptr_t>(data) % alignof(T) != 0)
+        throw nb::value_error(
+            (std::string(name) + " must begin at an address divisible by " + std::to_string(alignof(T))).c_str());
+}
+
 // F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
 template <phi::Type source, class F>
 static std::optional<int64_t> quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
@@ -72,6 +79,8 @@ static std::optional<int64_t> quantize(const std::string &type_name, Matrix<cons
                                std::to_string(x.shape(1)))
                                   .c_str());
     check_shapes(type, x.shape(0), x.shape(1), out.shape(0), out.shape(1));
+    check_aligned("x", x.data());
+    if (importance) check_aligned("importance", importance->data());
     const phi::Isa chosen = isa_or_active(isa);
     try {
         nb::gil_scoped_release release;
@@ -87,6 +96,7 @@ static void dequantize(const std::string &type_name, Matrix<const uint8_t> data,
                        const std::optional<std::string> &isa) {
     const phi::TypeInfo &type = phi::type_info(type_name);
     check_shapes(type, out.shape(0), out.shape(1), data.shape(0), data.shape(1));
+    check_aligned("out", out.data());
     const phi::Isa chosen = isa_or_active(isa);
     nb::gil_scoped_release release;
     phi::dequantize(type.type, data.data(), out.shape(0), out.shape(1), out.data(), threads, chosen);
@@ -229,6 +239,7 @@ class PythonEngine {
         std::vector<phi::Reading> readings;
         size_t rows = 0;
         for (const auto &[sequence, tokens] : parts) {
+            check_aligned("tokens", tokens.data());
             readings.push_back({sequence, {tokens.data(), tokens.size()}});
             rows += all_logits ? tokens.size() : 1;
         }
@@ -239,12 +250,14 @@ class PythonEngine {
     nb::object forward_hidden(Matrix<const float> hidden, int64_t n_logits, int64_t text_length) {
         if (n_logits < 0 || static_cast<size_t>(n_logits) > hidden.shape(0))
             throw nb::value_error("n_logits must be from 0 to the number of hidden states");
+        check_aligned("hidden", hidden.data());
         return logits_of(n_logits, [&](float *logits) {
             engine_.forward_hidden({hidden.data(), hidden.size()}, n_logits, text_length, logits, check_signals);
         });
     }
 
     nb::dict input_squares(const Tokens &tokens) {
+        check_aligned("tokens", tokens.data());
         phi::InputSquares squares;
         alone([&] { squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals); });
         nb::dict arrays;
@@ -333,6 +346,8 @@ static void multiply(const std::string &type_name, Matrix<const uint8_t> data, M
         throw nb::value_error(("out has rows for " + std::to_string(out.shape(0)) + " vectors, x has " +
                                std::to_string(x.shape(0)))
                                   .c_str());
+    check_aligned("x", x.data());
+    check_aligned("out", out.data());
     if (reinterpret_cast<uintptr_t>(data.data()) % (type.type == phi::Type::F32 ? 4 : 2) != 0)
         throw nb::value_error("the weights must begin at an address divisible by the size of their numbers");
     const phi::Isa chosen = isa_or_active(isa);

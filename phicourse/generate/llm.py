@@ -1,5 +1,6 @@
 """A loaded model: text in, text out."""
 
+import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,6 +135,7 @@ class LLM:
             raise GenerateError(
                 f"logits of {len(ids):,} tokens: from 1 to {self.n_ctx:,} (n_ctx) are possible"
             )
+        ids = self._known_ids(ids)
         self.context.reset()
         try:
             return self.context.all_logits(ids)
@@ -204,7 +206,19 @@ class LLM:
         return texts
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.tokenize(prompt, special=True) if isinstance(prompt, str) else [int(id) for id in prompt]
+        return self.tokenize(prompt, special=True) if isinstance(prompt, str) else self._known_ids(prompt)
+
+    def _known_ids(self, ids: Sequence[int]) -> list[int]:
+        """The ids as integers; GenerateError where the model has no such token."""
+        try:
+            numbers = [operator.index(id) for id in ids]
+        except TypeError:
+            raise GenerateError(f"ids must be integers: {ids!r:.60}") from None
+        vocab_size = self.config.vocab_size
+        for id in numbers:
+            if not 0 <= id < vocab_size:
+                raise GenerateError(f"token {id} is not in the vocabulary of {vocab_size:,}")
+        return numbers
 
     @overload
     def chat(
