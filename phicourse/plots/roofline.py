@@ -32,7 +32,7 @@ def draw_race(
         axes.barh([row + shift for row in rows], values, height, color=colour, label=name)
         axes.axvline(limit, color=colour, linestyle="--", linewidth=1.2)
         for row, value in zip(rows, values, strict=True):
-            text = axes.annotate(
+            axes.annotate(
                 _in_words(value),
                 (value, row + shift),
                 (4, 0),
@@ -41,7 +41,6 @@ def draw_race(
                 va="center",
                 fontsize=8,
             )
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # lines pass behind it
     axes.plot([], [], "--", color=GREY, label="what memory allows")
     values = [*limits.values(), *(value for row in speeds.values() for value in row.values())]
     axes.set_xscale("log")
