@@ -24,7 +24,7 @@ from phicourse.gguf.types import float32_to_bfloat16
 Config = Mapping[str, Any]
 
 
-@exercise("04.1", "The name map", difficulty=2, minutes=10)
+@exercise("04.1", "The name map", difficulty=2, minutes=10, core=True)
 def gguf_name(answer: Answer) -> Mistake | None:
     """Hold `gguf_name(name)` against the converter's table, and expect an error for a name that it does not have."""
     for layer in (0, 3, 17):
@@ -278,7 +278,7 @@ def _likely_number(where: str, expected: int | float, got: Any) -> str:
 # ---- the whole file -------------------------------------------------------------------------------------
 
 
-@exercise("04.6", "The converter", difficulty=4, minutes=25)
+@exercise("04.6", "The converter", difficulty=4, minutes=25, core=True)
 def converter(answer: Answer) -> Mistake | None:
     """Let `convert(folder, path)` convert two checkpoints, and compare the files with the course's, byte by byte."""
     with tempfile.TemporaryDirectory(dir=record.out_folder()) as scratch:

@@ -39,7 +39,7 @@ def code_vector(x: Float32, block: int = 32) -> tuple[Codes, Float32]:
     return codes, largest / np.float32(127)
 
 
-@exercise("11.1", "A vector in eight bits", difficulty=2, minutes=10)
+@exercise("11.1", "A vector in eight bits", difficulty=2, minutes=10, core=True)
 def vector_codes(answer: Answer) -> Mistake | None:
     """Hold `code_vector(x, block)` against the engine's rule, on vectors chosen for the usual mistakes."""
     for where, x, block in _vectors():
@@ -394,7 +394,7 @@ def attainable(tokens: int, bytes_per_weight: float, bandwidth: float, peak: flo
     return min(peak, bandwidth * tokens / bytes_per_weight)
 
 
-@exercise("11.6", "The roof", difficulty=2, minutes=10)
+@exercise("11.6", "The roof", difficulty=2, minutes=10, core=True)
 def roof(answer: Answer) -> Mistake | None:
     """Check `attainable(tokens, bytes_per_weight, bandwidth, peak)` left and right of the edge."""
     cases = [

@@ -56,7 +56,7 @@ def _type(value: str | int | float) -> ValueType:
     return types[type(value)]
 
 
-@exercise("02.1", "A string", difficulty=1, minutes=5)
+@exercise("02.1", "A string", difficulty=1, minutes=5, core=True)
 def pack_string(answer: Answer) -> Mistake | None:
     """Hold `pack_string(text) -> bytes` against strings of one and of several bytes a character."""
     for text in ("phi3", "", "Φ ▁tiny"):
@@ -85,7 +85,7 @@ def _string(text: str, got: Any) -> str:
     return wrong.get(got, "") if isinstance(got, bytes) else ""
 
 
-@exercise("02.2", "A value and its type", difficulty=2, minutes=10)
+@exercise("02.2", "A value and its type", difficulty=2, minutes=10, core=True)
 def pack_value(answer: Answer) -> Mistake | None:
     """Hold `pack_value(value) -> bytes` against a string, a whole number and a float."""
     cases = {
@@ -119,7 +119,7 @@ def padding(answer: Answer) -> Mistake | None:
     return None
 
 
-@exercise("02.4", "The writer", difficulty=3, minutes=20)
+@exercise("02.4", "The writer", difficulty=3, minutes=20, core=True)
 def writer(answer: Answer) -> Mistake | None:
     """Hold `write_gguf(metadata, tensors) -> bytes` against the course's writer, byte by byte."""
     small: tuple[Metadata, Tensors] = {"general.architecture": "phi3"}, {"x": _TENSORS["b.weight"]}

@@ -107,7 +107,7 @@ def sub_blocks() -> dict[str, Float32]:
 # ---- the fit ---------------------------------------------------------------------------------------------
 
 
-@exercise("08.1", "A line through 32 points", difficulty=3, minutes=20)
+@exercise("08.1", "A line through 32 points", difficulty=3, minutes=20, core=True)
 def fit_line(answer: Answer) -> Mistake | None:
     """Hold `fit_line(x, weights, codes) -> (scale, minimum)` against least squares, to the last bit."""
     for where, x in sub_blocks().items():
@@ -195,7 +195,7 @@ def _is_like(expected: tuple[NDArray[Any], ...], got: tuple[Any, ...], tolerance
 # ---- the search ------------------------------------------------------------------------------------------
 
 
-@exercise("08.2", "The search", difficulty=4, minutes=25)
+@exercise("08.2", "The search", difficulty=4, minutes=25, core=True)
 def search(answer: Answer) -> Mistake | None:
     """Hold `search(x, weights) -> (scale, minimum, codes)` against the course's, bit by bit."""
     for where, x in sub_blocks().items():
@@ -349,7 +349,7 @@ def super_blocks() -> dict[str, Float32]:
     }
 
 
-@exercise("08.5", "The whole super-block", difficulty=4, minutes=30)
+@exercise("08.5", "The whole super-block", difficulty=4, minutes=30, core=True)
 def quantize_q4_k(answer: Answer) -> Mistake | None:
     """Hold `quantize_q4_k(x)` against the course's, byte by byte."""
     for where, x in super_blocks().items():

@@ -43,7 +43,7 @@ def mean_squares(chunks: Sequence[Array]) -> Array:
     return np.asarray((np.concatenate(chunks).astype(np.float64) ** 2).mean(axis=0))
 
 
-@exercise("10.1", "An importance matrix", difficulty=2, minutes=10)
+@exercise("10.1", "An importance matrix", difficulty=2, minutes=10, core=True)
 def importance(answer: Answer) -> Mistake | None:
     """Hold `importance(chunks) -> (columns,)` against the mean of squares over the tokens of all chunks."""
     rng = np.random.default_rng(10)
