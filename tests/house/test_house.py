@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,35 @@ def test_environment_yml_names_what_the_course_needs_and_says_why(repository: Pa
     assert runtime <= pypi_names
     without_reason = [line for line in lines if "#" not in line and not line.startswith("- python>")]
     assert without_reason == []
+
+
+def floors(requirements: Iterable[str]) -> dict[str, str]:
+    """The lower bound of each package that has one."""
+    found = (re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", requirement) for requirement in requirements)
+    return {package_name(each[1]): each[2] for each in found if each}
+
+
+def test_environment_yml_and_pyproject_ask_for_the_same_versions_and_the_lock_has_them(
+    repository: Path,
+) -> None:
+    table = project(repository)
+    wanted = [*table["project"]["dependencies"], *table["build-system"]["requires"]]
+    for extra in table["project"]["optional-dependencies"].values():
+        wanted += extra
+    wanted.append(f"cmake{table['tool']['scikit-build']['cmake']['version']}")
+    ours = floors(wanted)
+    text = (repository / "environment.yml").read_text()
+    conda = floors(line.strip().removeprefix("- ") for line in text.splitlines())
+    conda = {CONDA_NAMES.get(name, name): floor for name, floor in conda.items()}
+    assert len(conda) > 15
+    assert conda == {name: ours[name] for name in conda}
+    pins = locked(repository)
+    for name, floor in ours.items():
+        assert version(pins[name]) >= version(floor), name
+
+
+def version(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def tracked_text(repository: Path) -> list[tuple[Path, str]]:

@@ -79,6 +79,16 @@ def test_names_do_not_cover_each_other() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_no_name_leaves_the_picture() -> None:
+    points = {"A_LONG_NAME_TO_THE_LEFT": (1.0, 0.5), "A_LONG_NAME_TO_THE_RIGHT": (2.0, 0.1)}
+    figure = draw_mixes({"two": points}, "two")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    frame = axes.get_window_extent()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 2 and all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
 def test_a_change_is_an_arrow_from_the_first_to_the_second() -> None:
     axes = draw_change({"X": (0.5, 0.25), "Y": (0.1, 0.2)}, ("before", "after"), "change").axes[0]
     arrows = [(note.xyann[0], note.xy[0]) for note in axes.texts if note.get_text() == ""]
