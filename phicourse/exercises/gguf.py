@@ -101,7 +101,7 @@ def pack_value(answer: Answer) -> Mistake | None:
     return None
 
 
-@exercise("02.3", "How many zeros", difficulty=1, minutes=5)
+@exercise("02.3", "How many zeros", difficulty=1, minutes=5, core=True)
 def padding(answer: Answer) -> Mistake | None:
     """Hold `padding(n_bytes, alignment=32) -> int` against sizes around the multiples."""
     for n_bytes, alignment in ((0, 32), (1, 32), (31, 32), (32, 32), (33, 32), (100, 64), (5, 1)):
