@@ -246,6 +246,8 @@ def product(answer: Answer) -> Mistake | None:
         expected = _block_terms(blocks, codes, scales).sum(axis=-1).astype(np.float32)
         if not isinstance(got, np.ndarray) or got.shape != expected.shape or got.dtype != np.float32:
             likely = "the scales are float32, the codes whole numbers: the result is .astype(np.float32)"
+            if isinstance(got, np.ndarray) and got.shape != expected.shape:
+                likely = "one number for each row: sum over its weights, then over its blocks"
             mistake = compare_arrays(where, expected, got, likely if isinstance(got, np.ndarray) else "")
         else:
             mistake = _compare_sums(where, blocks, codes, scales, got)

@@ -73,6 +73,8 @@ class Exercise:
             return
         record.note(self.id, solved=mistake is None)
         print(mistake or f"✔ {self.id} {self.title}: right.")
+        if mistake and not mistake.likely:
+            print("  try       a case so small that you can do it by hand, with `print` between the steps")
 
     def judge(self, answer: Answer) -> Mistake | None:
         """Return the first mistake, None where the answer is right; NotImplementedError where it is a stub.

@@ -82,7 +82,7 @@ def _string(text: str, got: Any) -> str:
         + b"\0": "no zero byte at the end: the length says where it ends",
         raw: "the length comes first",
     }
-    return wrong.get(got, "") if isinstance(got, bytes) else ""
+    return wrong.get(got, "the text in UTF-8: `text.encode()`") if isinstance(got, bytes) else ""
 
 
 @exercise("02.2", "A value and its type", difficulty=2, minutes=10, core=True)
@@ -189,7 +189,12 @@ def _compare_pairs(got: dict[str, Any]) -> Mistake | None:
 
 
 def _compare_tensors(got: dict[str, Any]) -> Mistake | None:
-    mistake = compare_values("the names of the tensors", list(_TENSORS), list(got))
+    mistake = compare_values(
+        "the names of the tensors",
+        list(_TENSORS),
+        list(got),
+        "as many entries as the header counts, right behind the last key; each begins with its name",
+    )
     for name, weights in _TENSORS.items():
         likely = _tensor(weights, got.get(name))
         mistake = mistake or compare_arrays(f"tensor {name!r}", weights, got[name], likely)

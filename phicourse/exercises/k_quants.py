@@ -171,7 +171,8 @@ def _compare_parts(
     tolerance  how close counts as the same mistake; what is right but for that has a reason of its own
     """
     if not isinstance(got, tuple) or len(got) != len(expected):
-        return Mistake(f"{where}: what comes back", f"a tuple: {', '.join(names)}", repr(got))
+        likely = f"return {', '.join(names)}"
+        return Mistake(f"{where}: what comes back", f"a tuple: {', '.join(names)}", repr(got), likely)
     likely = next((text for text, wrong in reasons.items() if _is_like(wrong, got, tolerance)), "")
     if tolerance and _is_like(expected, got, tolerance):
         likely = _IN_ORDER

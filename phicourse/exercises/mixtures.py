@@ -281,7 +281,8 @@ def best_mix(answer: Answer) -> Mistake | None:
             {n: dict(of) for n, of in damage.items()}, {n: dict(of) for n, of in sizes.items()}, budget
         )
         if not isinstance(got, dict) or got.keys() != expected.keys():
-            return Mistake(where, "a dict with a type for each tensor", repr(got))
+            likely = "return the mix: every tensor has a type in it, from the first on"
+            return Mistake(where, "a dict with a type for each tensor", repr(got), likely)
         spent = sum(sizes[name].get(type, 0) for name, type in got.items())
         if spent > budget:
             return Mistake(
