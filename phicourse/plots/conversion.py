@@ -32,7 +32,7 @@ def draw_exponents(counts: Mapping[int, int], axes: Axes | None = None) -> Figur
     top = max(counts.values())
     for (fate, start), end in zip(FLOAT16, ends, strict=True):
         axes.axvspan(start - 0.5, end - 0.5, color=_TONES[fate], linewidth=0)
-        axes.text((start + end - 1) / 2, top * 6, fate, ha="center", va="center", fontsize=9, color=INK)
+        axes.text((start + end - 1) / 2, top * 6, fate, ha="center", va="center", fontsize=8, color=INK)
         if start > FLOAT16[0][1]:
             axes.axvline(start - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.bar(list(counts), list(counts.values()), color=PALETTE[0], width=0.8)
