@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from phicourse.plots.style import PALETTE, Picture, figure_of, tidy
+from phicourse.plots.style import PALETTE, Picture, figure_of, ink_on, tidy
 
 _BITS = (1.0, 9.0)  # the ends of the colours of types
 _LEAST = 0.001  # smaller numbers need another form
@@ -97,7 +97,7 @@ def _draw_cells(
                 Rectangle((i * step, y + 0.06), step, 0.88, facecolor=colour, edgecolor="white", linewidth=1)
             )
             if text and width <= _ROOM:
-                ink = "white" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5 else "black"
+                ink = ink_on(colour)
                 axes.text((i + 0.5) * step, y + 0.52, text, ha="center", va="center", fontsize=9, color=ink)
     axes.set(xlim=(0, width), ylim=(len(rows), 0))
     axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))

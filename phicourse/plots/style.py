@@ -9,8 +9,10 @@ from io import BytesIO
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.typing import ColorType
 from PIL import Image  # comes with matplotlib
 
 # Okabe and Ito's palette, in an order that keeps neighbours far apart in lightness
@@ -62,6 +64,12 @@ def tidy(axes: Axes, title: str) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=9)
+
+
+def ink_on(colour: ColorType) -> str:
+    """Return what can be read on a colour: white on a dark one, black on a light one."""
+    red, green, blue = to_rgb(colour)
+    return PAPER if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
 
 
 def figure_of(axes: Axes) -> Figure:

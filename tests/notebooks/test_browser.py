@@ -6,7 +6,6 @@ both themes go to out/browser.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -229,9 +228,9 @@ def wait_until(holds: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     ("notebook", "widgets"),
     [
-        ("02_the_gguf_file_byte_by_byte", {"HexMicroscope(toy)": move_microscope}),
-        ("07_blocks_q8_0_q4_0_q4_1_q5_0_q5_1", {"desk = BlockQuantizer(": move_quantizer}),
-        ("09_mixtures_what_q4_k_m_means", {"SensitivityMap(": move_map, "MixDesigner(": move_designer}),
+        ("02_the_gguf_file_byte_by_byte", {"HexMicroscope": move_microscope}),
+        ("07_blocks_q8_0_q4_0_q4_1_q5_0_q5_1", {"BlockQuantizer": move_quantizer}),
+        ("09_mixtures_what_q4_k_m_means", {"SensitivityMap": move_map, "MixDesigner": move_designer}),
     ],
 )
 def test_a_notebook_runs_and_its_widgets_move_by_keyboard(
@@ -245,14 +244,14 @@ def test_a_notebook_runs_and_its_widgets_move_by_keyboard(
     open_notebook(page, lab, f"{notebook}.ipynb")
     run_all(page)
     for widget, move in widgets.items():
-        move(cell_with(page, widget))
+        move(cell_with(page, f"{widget}("))
     assert page.get_by_text("Error displaying widget").count() == 0
     for name, theme in THEMES.items():
         use_theme(page, theme)
         for widget in widgets:
-            cell = cell_with(page, widget)
+            cell = cell_with(page, f"{widget}(")
             cell.locator(".jupyter-widgets").first.wait_for()
-            shown = f"{notebook[:2]}-{re.sub(r'.*?(\w+)\(.*', r'\1', widget)}-{name}.png"
+            shown = f"{notebook[:2]}-{widget}-{name}.png"
             page.screenshot(path=repository / "out" / "browser" / shown)
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     assert strangers == []
