@@ -93,6 +93,7 @@ test-browser: $(VENV)/.test ## three notebooks in JupyterLab in a real browser; 
 notebooks: $(VENV)/.lab ## run the notebooks and keep their outputs, as they are committed
 	$(SAY) "running the notebooks and saving their outputs"
 	@$(BIN)/python -m phicourse.exercises.variants address
+	@$(BIN)/python -m phicourse.exercises.timetable
 	@$(UNATTENDED) $(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --execute \
 	  --NotebookClient.record_timing=False --NotebookClient.store_widget_state=False notebooks/*.ipynb
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --coalesce-streams notebooks/*.ipynb

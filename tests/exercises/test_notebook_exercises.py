@@ -90,6 +90,20 @@ def test_the_stub_is_typed_and_has_the_signature_and_docstring_of_the_solution(i
     )
 
 
+@pytest.mark.parametrize("id", [id for id in IDS if EXERCISES[id].is_core])
+def test_a_core_exercise_says_which_optional_ones_it_builds_on(id: str) -> None:
+    """Who is on the short path has not written those, and learns here to copy their solutions."""
+    book = book_of(id)
+    optional = {
+        asked_for(source(stub)): other
+        for other, stub in tagged(book, "stub").items()
+        if not EXERCISES[other].is_core
+    }
+    called = {node.id for node in ast.walk(ast.parse(solutions(book)[id])) if isinstance(node, ast.Name)}
+    for name in called & optional.keys():
+        assert optional[name] in source(tagged(book, "exercise")[id]), name
+
+
 @pytest.mark.parametrize("id", IDS)
 def test_the_check_accepts_the_solution(id: str, capsys: pytest.CaptureFixture[str]) -> None:
     EXERCISES[id](define(solutions(book_of(id))[id], namespace_for(id)))
