@@ -60,7 +60,7 @@ def test_every_registered_exercise_is_in_a_notebook() -> None:
 
 
 @pytest.mark.parametrize(
-    "notebook", [book for id, book in BOOKS.items() if id != "00"], ids=BOOKS.keys() - {"00"}
+    "notebook", [book for id, book in BOOKS.items() if id != "00"], ids=[id for id in BOOKS if id != "00"]
 )
 def test_a_notebook_has_at_least_three_exercises(notebook: Notebook) -> None:
     assert len(tagged(notebook, "stub")) >= 3
