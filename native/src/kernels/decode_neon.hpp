@@ -2,7 +2,7 @@
 //
 //   codes_of(block, part, points)   the 32 codes from weight 32 · part on, as signed bytes
 //   scales_of(block)                the scales of a block of 256 as words: 8, or twice 8 where a group has 16 weights
-//   minima_of(block)                the same for minima
+//   minima_of(block)                the minima of a block of 256 as bytes, as many as scales
 #pragma once
 
 #include "unpacked.hpp"
@@ -69,7 +69,7 @@ inline int16x8_t odd_scales_on_top(uint32x4_t first, uint32x4_t second) {
 }
 
 inline int16x8x2_t scales_of(const BlockQ2_K &block) { return words_of(vandq_u8(vld1q_u8(block.scales), bytes(15))); }
-inline int16x8x2_t minima_of(const BlockQ2_K &block) { return words_of(vshrq_n_u8(vld1q_u8(block.scales), 4)); }
+inline uint8x16_t minima_of(const BlockQ2_K &block) { return vshrq_n_u8(vld1q_u8(block.scales), 4); }
 
 inline int16x8x2_t scales_of(const BlockQ3_K &block) {
     const uint8x8_t both = vld1_u8(block.scales);
@@ -95,9 +95,7 @@ template <class Block>
 int16x8_t scales_of(const Block &block) {
     return words_of(vget_low_u8(scales_and_minima(block)));
 }
-template <class Block> int16x8_t minima_of(const Block &block) {
-    return words_of(vget_high_u8(scales_and_minima(block)));
-}
+template <class Block> uint8x8_t minima_of(const Block &block) { return vget_high_u8(scales_and_minima(block)); }
 
 inline int16x8x2_t scales_of(const BlockQ6_K &block) { return words_of(vld1q_s8(block.scales)); }
 

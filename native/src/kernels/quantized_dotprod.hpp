@@ -20,29 +20,32 @@ inline void transpose(const uint32_t *rows, int stride, int n, uint32_t (*column
         }
 }
 
-// Adds four codes of 8 rows, times those activations of each token that are in a lane.
-template <int lane> void add_products(const uint8_t (*codes)[4], const int8x16_t *x, Sums &sums) {
-    const int8x16_t first = vreinterpretq_s8_u8(vld1q_u8(codes[0])), second = vreinterpretq_s8_u8(vld1q_u8(codes[4]));
+// Adds four codes of 8 rows, the lane's of 16, times those activations of each token that are in the lane.
+template <int lane> [[gnu::always_inline]] inline void add_products(const uint8_t *codes, const int8x16_t *x, Sums &sums) {
+    const uint8_t *four = codes + lane * panel_rows * 4;
+    const int8x16_t first = vreinterpretq_s8_u8(vld1q_u8(four)), second = vreinterpretq_s8_u8(vld1q_u8(four + 16));
     for (int i = 0; i < tokens_at_once; ++i) {
         sums.v[i][0] = vdotq_laneq_s32(sums.v[i][0], first, x[i], lane);
         sums.v[i][1] = vdotq_laneq_s32(sums.v[i][1], second, x[i], lane);
     }
 }
 
-template <class Tile> Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x) {
+template <class Tile>
+[[gnu::always_inline]] inline Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x) {
+    const uint8_t *codes = block.codes[0][row];
+    const int32_t *scales = block.scales[0] + row;
     Sums products = {};
-    for (int start = 0; start < Tile::size; start += Tile::group) {
+    for (int64_t k = 0; k < Tile::size; scales += panel_rows) {
         Sums sums = {};
-        for (int k = start; k < start + Tile::group; k += 16) {
+        for (const int64_t end = k + Tile::group; k < end; k += 16, codes += 16 * panel_rows) {
             int8x16_t vectors[tokens_at_once];
             for (int i = 0; i < tokens_at_once; ++i) vectors[i] = vld1q_s8(x[i] + k);
-            add_products<0>(&block.codes[k / 4][row], vectors, sums);
-            add_products<1>(&block.codes[k / 4 + 1][row], vectors, sums);
-            add_products<2>(&block.codes[k / 4 + 2][row], vectors, sums);
-            add_products<3>(&block.codes[k / 4 + 3][row], vectors, sums);
+            add_products<0>(codes, vectors, sums);
+            add_products<1>(codes, vectors, sums);
+            add_products<2>(codes, vectors, sums);
+            add_products<3>(codes, vectors, sums);
         }
         if constexpr (Tile::group == Tile::size) return sums;
-        const int32_t *scales = &block.scales[start / Tile::group][row];
         for (int j = 0; j < 2; ++j) {
             const int32x4_t scale = vld1q_s32(scales + 4 * j);
             for (int i = 0; i < tokens_at_once; ++i)
@@ -52,23 +55,29 @@ template <class Tile> Sums block_products(const typename Tile::Block &block, int
     return products;
 }
 
-template <class Tile> Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets) {
+template <class Tile>
+[[gnu::always_inline]] inline Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets) {
     Sums sums;
-    for (int i = 0; i < tokens_at_once; ++i)
-        for (int j = 0; j < 2; ++j) {
-            if constexpr (Tile::size == 32) {
-                sums.v[i][j] = vdupq_n_s32(*offsets[i]);
-                continue;
-            }
-            int32x4_t two = vdupq_n_s32(0), next_two = two; // rows, their pairs not yet added
-            for (int pair = 0; pair < Tile::pairs; ++pair) {
-                const int16x8_t minima = vld1q_s16(block.minima[pair][row + 4 * j]);
-                const int16x8_t activations = vreinterpretq_s16_s32(vdupq_n_s32(offsets[i][pair]));
-                two = vmlal_s16(two, vget_low_s16(minima), vget_low_s16(activations));
-                next_two = vmlal_high_s16(next_two, minima, activations);
-            }
-            sums.v[i][j] = vpaddq_s32(two, next_two);
+    if constexpr (Tile::size == 32) {
+        for (int i = 0; i < tokens_at_once; ++i) sums.v[i][0] = sums.v[i][1] = vdupq_n_s32(*offsets[i]);
+        return sums;
+    }
+    Sums low = {}, high = {};
+    const auto *minima = reinterpret_cast<const uint8_t *>(block.minima[0][row]);
+    for (int pairs = 0; pairs < Tile::pairs; pairs += 4, minima += 8 * panel_rows) { // eight groups
+        int8x16_t low_bytes[tokens_at_once], high_bytes[tokens_at_once];
+        for (int i = 0; i < tokens_at_once; ++i) {
+            const SplitSums split = split_sums(offsets[i] + pairs);
+            low_bytes[i] = as_bytes(split.low, split.low);
+            high_bytes[i] = as_bytes(split.high, split.high);
         }
+        add_products<0>(minima, low_bytes, low);
+        add_products<1>(minima, low_bytes, low);
+        add_products<0>(minima, high_bytes, high);
+        add_products<1>(minima, high_bytes, high);
+    }
+    for (int i = 0; i < tokens_at_once; ++i)
+        for (int j = 0; j < 2; ++j) sums.v[i][j] = joined(low.v[i][j], high.v[i][j]);
     return sums;
 }
 

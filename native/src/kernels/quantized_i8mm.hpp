@@ -7,7 +7,7 @@
 namespace phi::PHI_ISA {
 
 // In a panel two neighbouring columns are mixed: a row has two words side by side, that is eight codes, two scales or
-// four minima.
+// eight minima.
 using TwoColumns = uint32_t[panel_rows][2];
 
 inline void transpose(const uint32_t *rows, int stride, int n, uint32_t (*columns)[panel_rows]) {
@@ -21,9 +21,9 @@ inline void transpose(const uint32_t *rows, int stride, int n, uint32_t (*column
         }
 }
 
-// The two columns from an even one on, of the two rows from `row` on.
-inline uint32x4_t load_pair(const void *columns, int column, int row) {
-    return vld1q_u32(static_cast<const TwoColumns *>(columns)[column / 2][row]);
+// Where those of a row are.
+template <class Column> const uint8_t *at_row(const Column *columns, int row) {
+    return reinterpret_cast<const uint8_t *>(columns) + row * sizeof(TwoColumns) / panel_rows;
 }
 
 // Sums of two rows and two tokens: the first row with both, then the second.
@@ -31,25 +31,31 @@ struct PairSums {
     int32x4_t v[tokens_at_once / 2][4];
 };
 
-// Eight activations of two tokens.
-struct TokenPair {
-    int8x16_t first, second; // of the first eight, of the next eight
-};
-inline TokenPair load_tokens(const int8_t *a, const int8_t *b) {
-    const int64x2_t x = vreinterpretq_s64_s8(vld1q_s8(a)), y = vreinterpretq_s64_s8(vld1q_s8(b));
-    return {vreinterpretq_s8_s64(vzip1q_s64(x, y)), vreinterpretq_s8_s64(vzip2q_s64(x, y))};
+// Adds eight codes of 8 rows times those activations of each token; in a vector of x there are two tokens.
+[[gnu::always_inline]] inline void add_products(const uint8_t *codes, const int8x16_t *x, PairSums &sums) {
+    for (int j = 0; j < 4; ++j) {
+        const int8x16_t two_rows = vreinterpretq_s8_u8(vld1q_u8(codes + 16 * j));
+        for (int i = 0; i < tokens_at_once / 2; ++i) sums.v[i][j] = vmmlaq_s32(sums.v[i][j], two_rows, x[i]);
+    }
 }
 
-// Adds 16 codes of 8 rows, from code `k` on, times the activations of each token.
-inline void add_products(const void *codes, int k, int row, const int8_t *const *x, PairSums &sums) {
-    TokenPair tokens[tokens_at_once / 2];
-    for (int i = 0; i < tokens_at_once / 2; ++i) tokens[i] = load_tokens(x[2 * i] + k, x[2 * i + 1] + k);
-    for (int j = 0; j < 4; ++j) {
-        const int8x16_t first = vreinterpretq_s8_u32(load_pair(codes, k / 4, row + 2 * j));
-        const int8x16_t second = vreinterpretq_s8_u32(load_pair(codes, k / 4 + 2, row + 2 * j));
-        for (int i = 0; i < tokens_at_once / 2; ++i)
-            sums.v[i][j] = vmmlaq_s32(vmmlaq_s32(sums.v[i][j], first, tokens[i].first), second, tokens[i].second);
+// Σ code · activation for some codes, a multiple of 16.
+template <int n>
+[[gnu::always_inline]] inline PairSums sum_products(const uint8_t *codes, const int8_t *const *x, int64_t k) {
+    PairSums sums = {};
+#pragma GCC unroll 2
+    for (int64_t end = k + n; k < end; k += 16, codes += 2 * sizeof(TwoColumns)) {
+        int8x16_t first[tokens_at_once / 2], second[tokens_at_once / 2]; // eight activations of two tokens
+        for (int i = 0; i < tokens_at_once / 2; ++i) {
+            const int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(x[2 * i] + k));
+            const int64x2_t b = vreinterpretq_s64_s8(vld1q_s8(x[2 * i + 1] + k));
+            first[i] = vreinterpretq_s8_s64(vzip1q_s64(a, b));
+            second[i] = vreinterpretq_s8_s64(vzip2q_s64(a, b));
+        }
+        add_products(codes, first, sums);
+        add_products(codes + sizeof(TwoColumns), second, sums);
     }
+    return sums;
 }
 
 // By token: four rows in a vector.
@@ -63,44 +69,48 @@ inline Sums by_token(const PairSums &pairs) {
     return sums;
 }
 
-template <class Tile> Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x) {
+template <class Tile>
+[[gnu::always_inline]] inline Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x) {
+    constexpr int group = Tile::group;
+    const uint8_t *codes = at_row(block.codes, row), *scales = at_row(block.scales, row);
+    if constexpr (group == Tile::size) return by_token(sum_products<group>(codes, x, 0));
     PairSums products = {};
-    for (int group = 0; group < Tile::size / Tile::group; ++group) {
-        PairSums sums = {};
-        for (int k = group * Tile::group; k < (group + 1) * Tile::group; k += 16)
-            add_products(block.codes, k, row, x, sums);
-        if constexpr (Tile::group == Tile::size) return by_token(sums);
-        for (int j = 0; j < 4; ++j) {
-            const int32x4_t two = vreinterpretq_s32_u32(load_pair(block.scales, group, row + 2 * j));
-            const int32x4_t scale = group % 2 == 0 ? vtrn1q_s32(two, two) : vtrn2q_s32(two, two);
-            for (int i = 0; i < tokens_at_once / 2; ++i)
-                products.v[i][j] = vmlaq_s32(products.v[i][j], sums.v[i][j], scale);
+    for (int64_t k = 0; k < Tile::size; k += 2 * group, scales += sizeof(TwoColumns))
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; ++odd, codes += group / 8 * sizeof(TwoColumns)) {
+            const PairSums sums = sum_products<group>(codes, x, k + odd * group);
+            for (int j = 0; j < 4; ++j) {
+                const int32x4_t two = vreinterpretq_s32_u8(vld1q_u8(scales + 16 * j));
+                const int32x4_t scale = odd ? vtrn2q_s32(two, two) : vtrn1q_s32(two, two);
+                for (int i = 0; i < tokens_at_once / 2; ++i)
+                    products.v[i][j] = vmlaq_s32(products.v[i][j], sums.v[i][j], scale);
+            }
         }
-    }
     return by_token(products);
 }
 
-template <class Tile> Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets) {
-    Sums sums;
-    for (int i = 0; i < tokens_at_once; ++i) {
-        if constexpr (Tile::size == 32) {
-            sums.v[i][0] = sums.v[i][1] = vdupq_n_s32(*offsets[i]);
-            continue;
-        }
-        int32x4_t rows[8] = {};
-        for (int pair = 0; pair < Tile::pairs; pair += 2) {
-            const int16x4_t activations = vld1_s16(reinterpret_cast<const int16_t *>(offsets[i] + pair));
-            const int16x8_t twice = vcombine_s16(activations, activations);
-            for (int j = 0; j < 8; j += 2) {
-                const int16x8_t minima = vreinterpretq_s16_u32(load_pair(block.minima, pair, row + j));
-                rows[j] = vmlal_s16(rows[j], vget_low_s16(minima), activations);
-                rows[j + 1] = vmlal_high_s16(rows[j + 1], minima, twice);
-            }
-        }
-        sums.v[i][0] = sum_lanes(rows[0], rows[1], rows[2], rows[3]);
-        sums.v[i][1] = sum_lanes(rows[4], rows[5], rows[6], rows[7]);
+template <class Tile>
+[[gnu::always_inline]] inline Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets) {
+    if constexpr (Tile::size == 32) {
+        Sums sums;
+        for (int i = 0; i < tokens_at_once; ++i) sums.v[i][0] = sums.v[i][1] = vdupq_n_s32(*offsets[i]);
+        return sums;
     }
-    return sums;
+    PairSums low = {}, high = {};
+    const uint8_t *minima = at_row(block.minima, row);
+    for (int pairs = 0; pairs < Tile::pairs; pairs += 4, minima += sizeof(TwoColumns)) { // eight groups
+        int8x16_t low_bytes[tokens_at_once / 2], high_bytes[tokens_at_once / 2];
+        for (int i = 0; i < tokens_at_once / 2; ++i) {
+            const SplitSums a = split_sums(offsets[2 * i] + pairs), b = split_sums(offsets[2 * i + 1] + pairs);
+            low_bytes[i] = as_bytes(a.low, b.low);
+            high_bytes[i] = as_bytes(a.high, b.high);
+        }
+        add_products(minima, low_bytes, low);
+        add_products(minima, high_bytes, high);
+    }
+    for (int i = 0; i < tokens_at_once / 2; ++i)
+        for (int j = 0; j < 4; ++j) low.v[i][j] = joined(low.v[i][j], high.v[i][j]);
+    return by_token(low);
 }
 
 } // namespace phi::PHI_ISA

@@ -85,7 +85,7 @@ template <class Block> BlockSums block_sums(const Block &block, const int8_t *x,
         }
         products = vmlaq_s32(products, sum_lanes(four[0], four[1], four[2], four[3]), four_scales(scales, group));
     }
-    if constexpr (Form::minima) return {products, sum_products(minima_of(block), sums)};
+    if constexpr (Form::minima) return {products, sum_products(words_of(minima_of(block)), sums)};
     if constexpr (decoded_zero<Block>() != 0)
         products = vmlsq_n_s32(products, sum_products(scales, sums), decoded_zero<Block>());
     return {products, vdupq_n_s32(0)};
@@ -201,19 +201,24 @@ inline void store_words(int16_t *out, int16x8x2_t words) {
     vst1q_s16(out, words.val[0]);
     vst1q_s16(out + 8, words.val[1]);
 }
-// Those of 16 weights in the order of sums: even ones first.
-inline void store_minima(int16_t *out, int16x8_t minima) { vst1q_s16(out, minima); }
-inline void store_minima(int16_t *out, int16x8x2_t minima) {
-    store_words(out, vuzpq_s16(minima.val[0], minima.val[1]));
+
+// In the order of the sums that they meet: those of 16 weights even ones first.
+inline uint8x16_t ordered_minima(uint8x8_t minima) { return vcombine_u8(minima, vdup_n_u8(0)); }
+inline uint8x16_t ordered_minima(uint8x16_t minima) {
+    const uint8x8x2_t sorted = vuzp_u8(vget_low_u8(minima), vget_high_u8(minima));
+    return vcombine_u8(sorted.val[0], sorted.val[1]);
 }
 
-// Scales are in the order of their groups.
+// Scales are in the order of their groups. Minima are bytes, and the room for them is not filled.
 template <class Block, class Row> void unpack_row(const Block &block, Points points, Row &out) {
     using Form = Traits<Block>;
     int16_t scales[16] = {};
     if constexpr (Form::group < Form::size) store_words(scales, scales_of(block));
     for (int i = 0; i < Row::n_scales; ++i) out.scales[i] = scales[i];
-    if constexpr (Form::minima && Form::size > 32) store_minima(out.minima[0], minima_of(block));
+    if constexpr (Form::minima && Form::size > 32) {
+        std::memset(out.minima, 0, sizeof out.minima);
+        vst1q_u8(reinterpret_cast<uint8_t *>(out.minima), ordered_minima(minima_of(block)));
+    }
     unpack_codes(block, points, scales, out.codes);
 }
 
@@ -242,10 +247,27 @@ struct Sums {
 template <class Tile> Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x);
 template <class Tile> Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets);
 
-// Adds some blocks of 8 rows to the dot products with a few tokens.
+struct Totals {
+    float32x4_t v[tokens_at_once][2];
+};
+
+// Sums of activations in two bytes, 64 · high + low, so that they can meet minima as activations meet codes.
+struct SplitSums {
+    int16x8_t low, high; // as words
+};
+inline SplitSums split_sums(const int32_t *eight_words) {
+    const int16x8_t sums = vld1q_s16(reinterpret_cast<const int16_t *>(eight_words));
+    return {vandq_s16(sums, vdupq_n_s16(63)), vshrq_n_s16(sums, 6)};
+}
+inline int32x4_t joined(int32x4_t low, int32x4_t high) { return vaddq_s32(low, vshlq_n_s32(high, 6)); }
+inline int8x16_t as_bytes(int16x8_t first, int16x8_t second) {
+    return vuzp1q_s8(vreinterpretq_s8_s16(first), vreinterpretq_s8_s16(second));
+}
+
+// Adds the products of some blocks of 8 rows with a few tokens.
 template <class Tile>
-void add_blocks(const typename Tile::Block *panel, int row, int64_t first, int64_t last, const PanelVector *x,
-                float32x4_t (*totals)[2]) {
+Totals add_blocks(Totals totals, const typename Tile::Block *panel, int row, int64_t first, int64_t last,
+                  const PanelVector *x) {
     constexpr int tokens = tokens_at_once;
     for (int64_t index = first; index < last; ++index) {
         const typename Tile::Block &block = panel[index];
@@ -255,20 +277,19 @@ void add_blocks(const typename Tile::Block *panel, int row, int64_t first, int64
             codes[i] = x[i].codes + index * Tile::size;
             offsets[i] = x[i].offsets + index * Tile::n_offsets;
         }
-        const Sums products = block_products<Tile>(block, row, codes);
-        const auto add = [&](const float *d, int32x4_t sum, int i, int j, bool minus) {
-            const float32x4_t scaled = vmulq_n_f32(vld1q_f32(d + row + 4 * j), x[i].scales[index]);
-            const float32x4_t value = vcvtq_f32_s32(sum);
-            totals[i][j] = minus ? vfmsq_f32(totals[i][j], scaled, value) : vfmaq_f32(totals[i][j], scaled, value);
+        const auto add = [&](const float *d, const Sums &sums, bool minus) {
+            for (int j = 0; j < 2; ++j) {
+                const float32x4_t of_rows = vld1q_f32(d + row + 4 * j);
+                for (int i = 0; i < tokens; ++i) {
+                    const float32x4_t scale = vmulq_n_f32(of_rows, x[i].scales[index]), sum = vcvtq_f32_s32(sums.v[i][j]);
+                    totals.v[i][j] = minus ? vfmsq_f32(totals.v[i][j], scale, sum) : vfmaq_f32(totals.v[i][j], scale, sum);
+                }
+            }
         };
-        for (int i = 0; i < tokens; ++i)
-            for (int j = 0; j < 2; ++j) add(block.d, products.v[i][j], i, j, Tile::negative);
-        if constexpr (Tile::pairs > 0) {
-            const Sums minima = block_minima<Tile>(block, row, offsets);
-            for (int i = 0; i < tokens; ++i)
-                for (int j = 0; j < 2; ++j) add(block.dmin, minima.v[i][j], i, j, true);
-        }
+        add(block.d, block_products<Tile>(block, row, codes), Tile::negative);
+        if constexpr (Tile::pairs > 0) add(block.dmin, block_minima<Tile>(block, row, offsets), true);
     }
+    return totals;
 }
 
 // A strip of 256 weights of 8 rows, 2 KB, stays in the first-level cache while it meets the tokens.
@@ -276,14 +297,15 @@ template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]) {
     constexpr int strip = 256 / Tile::size;
     for (int row = 0; row < panel_rows; row += 8) {
-        float32x4_t totals[tokens][2];
-        for (int i = 0; i < tokens; ++i) totals[i][0] = totals[i][1] = vdupq_n_f32(0.0f);
+        Totals totals[tokens / tokens_at_once] = {};
         for (int64_t first = 0; first < blocks; first += strip) {
             const int64_t last = first + strip < blocks ? first + strip : blocks;
-            for (int i = 0; i < tokens; i += tokens_at_once) add_blocks<Tile>(panel, row, first, last, x + i, totals + i);
+            for (int i = 0; i < tokens / tokens_at_once; ++i)
+                totals[i] = add_blocks<Tile>(totals[i], panel, row, first, last, x + i * tokens_at_once);
         }
         for (int i = 0; i < tokens; ++i)
-            for (int j = 0; j < 2; ++j) vst1q_f32(results[i] + row + 4 * j, totals[i][j]);
+            for (int j = 0; j < 2; ++j)
+                vst1q_f32(results[i] + row + 4 * j, totals[i / tokens_at_once].v[i % tokens_at_once][j]);
     }
 }
 
