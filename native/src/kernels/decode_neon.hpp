@@ -275,7 +275,11 @@ template <class Index> int8x16x2_t points_of_8(Points points, Index index) {
 }
 
 inline int8x16x2_t codes_of(const BlockIQ3_S &block, int part, Points points) {
-    const auto index = [&](int k) { return block.qs[8 * part + k] | (block.qh[part] << (8 - k) & 256); };
+    const int16x8_t up = {8, 7, 6, 5, 4, 3, 2, 1};
+    const uint16x8_t high = vandq_u16(vshlq_u16(vdupq_n_u16(block.qh[part]), up), vdupq_n_u16(256));
+    uint16_t indices[8];
+    vst1q_u16(indices, vorrq_u16(vmovl_u8(vld1_u8(block.qs + 8 * part)), high));
+    const auto index = [&](int k) { return indices[k]; };
     return with_signs(points_of_4(points, index), repeat_u32(load_u32(block.signs + 4 * part)), 1);
 }
 inline int8x16x2_t codes_of(const BlockIQ3_XXS &block, int part, Points points) {
