@@ -41,7 +41,9 @@ inline int8x16x2_t as_signed(uint8x16_t first, uint8x16_t second) {
 // ---- scales ----------------------------------------------------------------------------------
 
 inline int16x8_t words_of(uint8x8_t bytes) { return vreinterpretq_s16_u16(vmovl_u8(bytes)); }
-inline int16x8x2_t words_of(uint8x16_t bytes) { return {{words_of(vget_low_u8(bytes)), words_of(vget_high_u8(bytes))}}; }
+inline int16x8x2_t words_of(uint8x16_t bytes) {
+    return {{words_of(vget_low_u8(bytes)), words_of(vget_high_u8(bytes))}};
+}
 inline int16x8x2_t words_of(int8x16_t bytes) { return {{vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)}}; }
 
 // 1 + 2 · code
@@ -108,15 +110,14 @@ inline int16x8_t scales_of(const BlockIQ4_XS &block) {
 
 inline int16x8_t scales_of(const BlockIQ3_S &block) { return odd_numbers(eight_halves(block.scales)); }
 inline int16x8_t scales_of(const BlockIQ3_XXS &block) {
-    return odd_scales_on_top(vreinterpretq_u32_u8(vld1q_u8(block.qs + 64)), vreinterpretq_u32_u8(vld1q_u8(block.qs + 80)));
+    const auto four = [&](int at) { return vreinterpretq_u32_u8(vld1q_u8(block.qs + at)); };
+    return odd_scales_on_top(four(64), four(80));
 }
 inline int16x8x2_t scales_of(const BlockIQ2_S &block) { return odd_scales_of_16(block.scales); }
 inline int16x8x2_t scales_of(const BlockIQ2_XS &block) { return odd_scales_of_16(block.scales); }
 inline int16x8_t scales_of(const BlockIQ2_XXS &block) { // every other word of 32 bits
-    const auto second = [&](int at) {
-        return vuzp2q_u32(vreinterpretq_u32_u16(vld1q_u16(block.qs + at)), vreinterpretq_u32_u16(vld1q_u16(block.qs + at + 8)));
-    };
-    return odd_scales_on_top(second(0), second(16));
+    const auto four = [&](int at) { return vreinterpretq_u32_u16(vld1q_u16(block.qs + at)); };
+    return odd_scales_on_top(vuzp2q_u32(four(0), four(8)), vuzp2q_u32(four(16), four(24)));
 }
 inline int16x8_t scales_of(const BlockIQ1_S &block) {
     const uint16x8_t codes = vandq_u16(vshrq_n_u16(vld1q_u16(block.qh), 12), vdupq_n_u16(7));
@@ -125,10 +126,9 @@ inline int16x8_t scales_of(const BlockIQ1_S &block) {
 inline int16x8x2_t scales_of(const BlockIQ1_M &block) { // four of three bits in each word of 16
     const uint8x16_t packed = vcombine_u8(vld1_u8(block.scales), vdup_n_u8(0));
     const int16x8_t down = {0, -3, -6, -9, 0, -3, -6, -9};
+    const uint8x16_t from = {0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3};
     const auto eight = [&](int first) {
-        const int a = first | (first + 1) << 8, b = a + 0x0202;
-        const uint16x8_t from = vcombine_u16(vdup_n_u16(static_cast<uint16_t>(a)), vdup_n_u16(static_cast<uint16_t>(b)));
-        const uint16x8_t words = vreinterpretq_u16_u8(vqtbl1q_u8(packed, vreinterpretq_u8_u16(from)));
+        const uint16x8_t words = vreinterpretq_u16_u8(vqtbl1q_u8(packed, vaddq_u8(from, bytes(first))));
         return vreinterpretq_s16_u16(vandq_u16(vshlq_u16(words, down), vdupq_n_u16(7)));
     };
     return odd_numbers({{eight(0), eight(4)}});
@@ -270,8 +270,8 @@ template <class Index> int8x16x2_t points_of_4(Points points, Index index) {
     return {{four(0), four(4)}};
 }
 template <class Index> int8x16x2_t points_of_8(Points points, Index index) {
-    const auto two = [&](int k) { return vcombine_s8(vld1_s8(points + 8 * index(k)), vld1_s8(points + 8 * index(k + 1))); };
-    return {{two(0), two(2)}};
+    const auto point = [&](int k) { return vld1_s8(points + 8 * index(k)); };
+    return {{vcombine_s8(point(0), point(1)), vcombine_s8(point(2), point(3))}};
 }
 
 inline int8x16x2_t codes_of(const BlockIQ3_S &block, int part, Points points) {
@@ -318,7 +318,8 @@ inline int8x16x2_t codes_of(const BlockIQ1_M &block, int part, Points points) {
     const auto index = [&](int k) { return block.qs[4 * part + k] | (fours >> 4 * k & 7) << 8; };
     const int8x16x2_t values = points_of_8(points, index);
     const auto down = [&](int k) { return vdup_n_s8(static_cast<int8_t>(-(fours >> (4 * k + 3) & 1))); };
-    return {{shifted(values.val[0], vcombine_s8(down(0), down(1))), shifted(values.val[1], vcombine_s8(down(2), down(3)))}};
+    const int8x16_t first = vcombine_s8(down(0), down(1)), second = vcombine_s8(down(2), down(3));
+    return {{shifted(values.val[0], first), shifted(values.val[1], second)}};
 }
 
 } // namespace phi::PHI_ISA

@@ -21,7 +21,8 @@ inline void transpose(const uint32_t *rows, int stride, int n, uint32_t (*column
 }
 
 // Adds four codes of 8 rows, the lane's of 16, times those activations of each token that are in the lane.
-template <int lane> [[gnu::always_inline]] inline void add_products(const uint8_t *codes, const int8x16_t *x, Sums &sums) {
+template <int lane>
+[[gnu::always_inline]] inline void add_products(const uint8_t *codes, const int8x16_t *x, Sums &sums) {
     const uint8_t *four = codes + lane * panel_rows * 4;
     const int8x16_t first = vreinterpretq_s8_u8(vld1q_u8(four)), second = vreinterpretq_s8_u8(vld1q_u8(four + 16));
     for (int i = 0; i < tokens_at_once; ++i) {
@@ -56,7 +57,8 @@ template <class Tile>
 }
 
 template <class Tile>
-[[gnu::always_inline]] inline Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets) {
+[[gnu::always_inline]] inline Sums block_minima(const typename Tile::Block &block, int row,
+                                                const int32_t *const *offsets) {
     Sums sums;
     if constexpr (Tile::size == 32) {
         for (int i = 0; i < tokens_at_once; ++i) sums.v[i][0] = sums.v[i][1] = vdupq_n_s32(*offsets[i]);

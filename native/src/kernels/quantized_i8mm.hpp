@@ -15,7 +15,8 @@ inline void transpose(const uint32_t *rows, int stride, int n, uint32_t (*column
     for (int row = 0; row < panel_rows; row += 2)
         for (int i = 0; i < n; i += 4) {
             const uint32_t *from = rows + row * stride + i;
-            const uint64x2_t a = vreinterpretq_u64_u32(vld1q_u32(from)), b = vreinterpretq_u64_u32(vld1q_u32(from + stride));
+            const uint64x2_t a = vreinterpretq_u64_u32(vld1q_u32(from));
+            const uint64x2_t b = vreinterpretq_u64_u32(vld1q_u32(from + stride));
             vst1q_u32(pairs[i / 2][row], vreinterpretq_u32_u64(vzip1q_u64(a, b)));
             vst1q_u32(pairs[i / 2 + 1][row], vreinterpretq_u32_u64(vzip2q_u64(a, b)));
         }
@@ -90,7 +91,8 @@ template <class Tile>
 }
 
 template <class Tile>
-[[gnu::always_inline]] inline Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets) {
+[[gnu::always_inline]] inline Sums block_minima(const typename Tile::Block &block, int row,
+                                                const int32_t *const *offsets) {
     if constexpr (Tile::size == 32) {
         Sums sums;
         for (int i = 0; i < tokens_at_once; ++i) sums.v[i][0] = sums.v[i][1] = vdupq_n_s32(*offsets[i]);

@@ -48,7 +48,8 @@ inline int32x4_t four_scales(int16x8x2_t scales, int from) { return four_scales(
 struct HalfSums {
     int32x4_t first, second;
 };
-template <class Block> HalfSums dot_halves(HalfSums sums, const Block &block, int part, const int8_t *x, Points points) {
+template <class Block>
+HalfSums dot_halves(HalfSums sums, const Block &block, int part, const int8_t *x, Points points) {
     const int8x16x2_t codes = codes_of(block, part, points);
     return {vdotq_s32(sums.first, codes.val[0], vld1q_s8(x + 32 * part)),
             vdotq_s32(sums.second, codes.val[1], vld1q_s8(x + 32 * part + 16))};
@@ -225,7 +226,7 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
 // ---- many tokens -----------------------------------------------------------------------------
 
 inline constexpr int panel_tokens = 8;
-inline constexpr int tile_rows_of_8 = 8, tokens_at_once = 4; // their sums and products fit into the 32 registers
+inline constexpr int tokens_at_once = 4; // with 8 rows, their sums and products fit into the 32 registers
 
 template <int size_, int group_, int pairs_, bool negative_> struct Tile {
     static constexpr int size = size_, group = group_, pairs = pairs_;
@@ -278,13 +279,12 @@ Totals add_blocks(Totals totals, const typename Tile::Block *panel, int row, int
             offsets[i] = x[i].offsets + index * Tile::n_offsets;
         }
         const auto add = [&](const float *d, const Sums &sums, bool minus) {
-            for (int j = 0; j < 2; ++j) {
-                const float32x4_t of_rows = vld1q_f32(d + row + 4 * j);
-                for (int i = 0; i < tokens; ++i) {
-                    const float32x4_t scale = vmulq_n_f32(of_rows, x[i].scales[index]), sum = vcvtq_f32_s32(sums.v[i][j]);
-                    totals.v[i][j] = minus ? vfmsq_f32(totals.v[i][j], scale, sum) : vfmaq_f32(totals.v[i][j], scale, sum);
+            for (int i = 0; i < tokens; ++i)
+                for (int j = 0; j < 2; ++j) {
+                    const float32x4_t scale = vmulq_n_f32(vld1q_f32(d + row + 4 * j), x[i].scales[index]);
+                    const float32x4_t sum = vcvtq_f32_s32(sums.v[i][j]), total = totals.v[i][j];
+                    totals.v[i][j] = minus ? vfmsq_f32(total, scale, sum) : vfmaq_f32(total, scale, sum);
                 }
-            }
         };
         add(block.d, block_products<Tile>(block, row, codes), Tile::negative);
         if constexpr (Tile::pairs > 0) add(block.dmin, block_minima<Tile>(block, row, offsets), true);
