@@ -387,7 +387,16 @@ static void test_attention(Isa isa, const Kernels &kernels) {
     }
 }
 
-int main() {
+// Arguments: the instruction sets that this machine must turn out to have, if any are named.
+static void test_isas(int argc, char **argv) {
+    std::string found, expected;
+    for (Isa isa : phi::available_isas()) found += std::string(" ") + name(isa);
+    for (int i = 1; i < argc; ++i) expected += std::string(" ") + argv[i];
+    check(expected.empty() || found == expected, "instruction sets found:" + found + ", expected:" + expected);
+}
+
+int main(int argc, char **argv) {
+    test_isas(argc, argv);
     set_stand_in_grids();
     for (Isa isa : phi::available_isas()) {
         const Kernels &kernels = phi::kernels(isa);

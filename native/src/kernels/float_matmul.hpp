@@ -11,6 +11,8 @@ namespace phi::PHI_ISA {
 inline constexpr int tile_rows = 4, tile_tokens = 6;
 #elif defined(PHI_ISA_avx2)
 inline constexpr int tile_rows = 4, tile_tokens = 3;
+#elif defined(PHI_ISA_neon)
+inline constexpr int tile_rows = 4, tile_tokens = 4;
 #else
 inline constexpr int tile_rows = 1, tile_tokens = 1;
 #endif

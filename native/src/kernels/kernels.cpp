@@ -16,7 +16,11 @@
 #include "quantized_avx512.hpp"
 #elif defined(PHI_ISA_avx2)
 #include "quantized_avx2.hpp"
-#else // NEON has the scalar kernels until it gets its own
+#elif defined(PHI_ISA_neon_i8mm)
+#include "quantized_i8mm.hpp"
+#elif defined(PHI_ISA_neon)
+#include "quantized_dotprod.hpp"
+#else
 #include "quantized_scalar.hpp"
 #endif
 #include "vector_ops.hpp"
