@@ -31,27 +31,38 @@ template <int lane>
     }
 }
 
+// Σ code · activation for some codes, a multiple of 16.
+template <int n>
+[[gnu::always_inline]] inline Sums sum_products(const uint8_t *codes, const int8_t *const *x, int64_t k) {
+    Sums sums = {};
+    for (const int64_t end = k + n; k < end; k += 16, codes += 16 * panel_rows) {
+        int8x16_t vectors[tokens_at_once];
+        for (int i = 0; i < tokens_at_once; ++i) vectors[i] = vld1q_s8(x[i] + k);
+        add_products<0>(codes, vectors, sums);
+        add_products<1>(codes, vectors, sums);
+        add_products<2>(codes, vectors, sums);
+        add_products<3>(codes, vectors, sums);
+    }
+    return sums;
+}
+
 template <class Tile>
 [[gnu::always_inline]] inline Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x) {
+    constexpr int group = Tile::group;
     const uint8_t *codes = block.codes[0][row];
-    const int32_t *scales = block.scales[0] + row;
+    if constexpr (group == Tile::size) return sum_products<group>(codes, x, 0);
     Sums products = {};
-    for (int64_t k = 0; k < Tile::size; scales += panel_rows) {
-        Sums sums = {};
-        for (const int64_t end = k + Tile::group; k < end; k += 16, codes += 16 * panel_rows) {
-            int8x16_t vectors[tokens_at_once];
-            for (int i = 0; i < tokens_at_once; ++i) vectors[i] = vld1q_s8(x[i] + k);
-            add_products<0>(codes, vectors, sums);
-            add_products<1>(codes, vectors, sums);
-            add_products<2>(codes, vectors, sums);
-            add_products<3>(codes, vectors, sums);
-        }
-        if constexpr (Tile::group == Tile::size) return sums;
-        for (int j = 0; j < 2; ++j) {
-            const int32x4_t scale = vld1q_s32(scales + 4 * j);
-            for (int i = 0; i < tokens_at_once; ++i)
-                products.v[i][j] = vmlaq_s32(products.v[i][j], sums.v[i][j], scale);
-        }
+    const auto add = [&](const Sums &sums, int32x4_t scales, int j) {
+        for (int i = 0; i < tokens_at_once; ++i)
+            products.v[i][j] = vmlaq_s32(products.v[i][j], sums.v[i][j], scales);
+    };
+    for (int64_t k = 0; k < Tile::size; k += 2 * group, codes += 2 * group * panel_rows) {
+        const int16_t *words = block.scales[k / group / 2][row];
+        const int32x4_t pairs[2] = {vreinterpretq_s32_s16(vld1q_s16(words)), vreinterpretq_s32_s16(vld1q_s16(words + 8))};
+        const Sums even = sum_products<group>(codes, x, k);
+        for (int j = 0; j < 2; ++j) add(even, scales_in<false>(pairs[j]), j);
+        const Sums odd = sum_products<group>(codes + group * panel_rows, x, k + group);
+        for (int j = 0; j < 2; ++j) add(odd, scales_in<true>(pairs[j]), j);
     }
     return products;
 }

@@ -215,7 +215,7 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
     using Form = Traits<Block>;
     int16_t scales[16] = {};
     if constexpr (Form::group < Form::size) store_words(scales, scales_of(block));
-    for (int i = 0; i < Row::n_scales; ++i) out.scales[i] = scales[i];
+    std::memcpy(out.scales, scales, sizeof out.scales);
     if constexpr (Form::minima && Form::size > 32) {
         std::memset(out.minima, 0, sizeof out.minima);
         vst1q_u8(reinterpret_cast<uint8_t *>(out.minima), ordered_minima(minima_of(block)));
@@ -224,6 +224,8 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
 }
 
 // ---- many tokens -----------------------------------------------------------------------------
+
+template <class Block> bool is_small(const int8_t *) { return false; } // there is one way only
 
 inline constexpr int panel_tokens = 8;
 inline constexpr int tokens_at_once = 4; // with 8 rows, their sums and products fit into the 32 registers
@@ -247,6 +249,11 @@ struct Sums {
 // Σ scale · Σ code · activation; Σ minimum · Σ activation.
 template <class Tile> Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x);
 template <class Tile> Sums block_minima(const typename Tile::Block &block, int row, const int32_t *const *offsets);
+
+// The scales of an even group or the odd one after it, from pairs of words.
+template <bool odd> int32x4_t scales_in(int32x4_t pairs) {
+    return vshrq_n_s32(odd ? pairs : vshlq_n_s32(pairs, 16), 16);
+}
 
 struct Totals {
     float32x4_t v[tokens_at_once][2];
