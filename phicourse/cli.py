@@ -656,13 +656,17 @@ def tell_guesses(llm: "LLM") -> None:
 def chat(
     file: Model,
     system: Annotated[str | None, typer.Option(metavar="S", help="What the model is to be.")] = None,
+    threads: Threads = None,
+    ctx: Context = None,
+    cache_type: CacheType = "f16",
     gpu_layers: GpuLayers = 0,
 ) -> None:
     """Talk with a model: /help says how, Ctrl-D ends."""
     from phicourse.generate import load
     from phicourse.generate.repl import Repl
 
-    Repl(load(file, gpu_layers=gpu_layers), None if system is None else checked(system)).run()
+    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
+    Repl(llm, None if system is None else checked(system)).run()
 
 
 @app.command()

@@ -68,7 +68,7 @@ VERBS = {
         "--gpu-layers",
         "--raw",
     ],
-    "chat": ["FILE", "--system", "--gpu-layers"],
+    "chat": ["FILE", "--system", "--threads", "--ctx", "--cache-type", "--gpu-layers"],
     "imatrix": [
         "FILE",
         "-f",
