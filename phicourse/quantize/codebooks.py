@@ -18,7 +18,7 @@ from phicourse.quantize.grids import Grid, Indices, load_grid
 from phicourse.quantize.rounding import reciprocal, sum_in_order, sum_last
 from phicourse.quantize.scale_search import Mask
 
-DELTA = np.float32(0.125)
+DELTA, NO_SHIFT = np.float32(0.125), np.float32(0)
 
 
 class Rounding(Protocol):
@@ -224,7 +224,7 @@ class _Groups:
     x: Float32  # (n_groups, g)
     weights: Float32  # (n_groups, g) what an error counts
 
-    def nearest(self, scale: Float32, shift: np.float32 = np.float32(0)) -> Indices:
+    def nearest(self, scale: Float32, shift: np.float32 = NO_SHIFT) -> Indices:
         """Choose points (n_groups,), whose values are shifted.
 
         The nearest level for each weight is best; where these are no point, the best of those near them is taken:

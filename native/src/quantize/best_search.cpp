@@ -102,6 +102,7 @@ template <ScaleCodes scale_codes> struct Table {
     }
     Rounded round(int, Floats step, Floats offset) const { return {*this, x, offset, reciprocal(step)}; }
     Floats value(Floats level) const {
+        if constexpr (scale_codes != ScaleCodes::numbers) return symmetric_value(level);
         Floats nearest = splat(levels[0]);
         for (int k = 0; k < 15; ++k) nearest = select(level < middles[k], nearest, splat(levels[k + 1]));
         return nearest;
@@ -110,6 +111,16 @@ template <ScaleCodes scale_codes> struct Table {
         Ints code = splat(15);
         for (int k = 0; k < 15; ++k) code += level < middles[k]; // -1 where it is
         return code;
+    }
+
+    // The same by the magnitude, where 15 levels are symmetric. Halfway between two, the upper one is nearer, also below
+    // zero: there the magnitude is made a little smaller. As whole numbers, the bits of magnitudes have the same order.
+    Floats symmetric_value(Floats level) const {
+        const Ints magnitude = (bits(level) & INT32_MAX) + (bits(level) >> 31);
+        Floats nearest{};
+        for (int k = 7; k < 14; ++k)
+            nearest = select(magnitude < bits(splat(middles[k])), nearest, splat(levels[k + 1]));
+        return from_bits(bits(nearest) | (bits(level) & INT32_MIN));
     }
 };
 
