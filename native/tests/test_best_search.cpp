@@ -85,10 +85,6 @@ static Floats odd_rows() {
     return x;
 }
 
-static bool needs_importance(Type type) {
-    return type == Type::IQ2_XS || type == Type::IQ2_XXS || type == Type::IQ1_S;
-}
-
 int main() {
     set_stand_in_grids();
     Random random(5);

@@ -234,7 +234,7 @@ class _Groups:
         middles = (values[1:] + values[:-1]) / np.float32(2)
         steps = _for_groups(scale, len(self.x))
         exact = self.x * reciprocal(steps)[:, None] - shift
-        levels = np.searchsorted(middles, exact, side="right")  # halfway, the upper one
+        levels = np.searchsorted(middles, exact, side="right").astype(np.int32)  # halfway, the upper one
         combinations = self.grid.combinations(levels[..., None])[:, 0]
         points = self.grid.point[combinations]
         off = np.flatnonzero(points < 0)
