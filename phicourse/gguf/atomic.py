@@ -54,11 +54,20 @@ def atomic_outputs(
                 os.replace(temporary, target)
             with suppress(OSError):  # the files are there; some file systems cannot flush the list of names
                 _flush(targets[0].parent)
+    except GGUFError as error:  # a writer inside that is atomic, too, knows nothing but the temporary files
+        raise GGUFError(_with_targets(str(error), temporaries, paths)) from error
     except OSError as error:
         # Any other OSError comes from the caller's own reading and is theirs to explain.
         if error.errno in _NO_ROOM or error.filename in map(str, temporaries):
             raise GGUFError(f"{paths[0]}: cannot be written ({error.strerror})") from error
         raise
+
+
+def _with_targets(message: str, temporaries: Sequence[Path], paths: Sequence[Path]) -> str:
+    """Name the files that the caller knows."""
+    for temporary, path in zip(temporaries, paths, strict=False):
+        message = message.replace(str(temporary), str(path))
+    return message
 
 
 def _temporary_path(target: Path) -> Path:

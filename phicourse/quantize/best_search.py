@@ -1,20 +1,20 @@
 """A better choice of scales and codes than llama.cpp's, in the same formats: `--search best`.
 
 The reference takes shortcuts: it searches the scale of a sub-block first, and only then rounds it to a few bits;
-it tries few scales, or none; it asks only near points of a grid. Here every candidate is judged by the error that a
-reader of the file will see. The codes of the weights follow from the scales, by rounding, so what is searched
-are the scales. From the reference's scales, and others near them, two steps take turns until nothing improves:
+it tries few scales, or none; for the types with grids it weighs errors by roots. Here every candidate is judged by the
+error that a reader of the file will see. The codes of the weights follow from the scales, by rounding, so what is
+searched are the scales. From the reference's scales, and others near them, two steps take turns until nothing improves:
 
-1. with d and dmin as they are, sub-block after sub-block gets the best scale and minimum nearby;
+1. with d and dmin as they are, each sub-block gets the best scale and minimum nearby;
 2. with all codes as they are, let least squares find d and dmin, and round them to float16.
 
 Which error? Each type's own search weighs errors in its way, many by the square of the weight, a guess about what
 matters; to lower that sum alone often raises the plain squared error. So the search minimizes the sum of both, each
-in units of the reference's, and takes nothing that has either of them higher than the reference has it. What
-is not better in the end stays as the reference has it.
+in units of the reference's, and takes nothing that has either of them higher than the reference has it. Where one
+would be higher, it counts more from then on. What is not better in the end stays as the reference has it.
 
-The compiled search, native/src/quantize/best_search.cpp, finds the same bytes, because sums are float32 and in a fixed
-order. It has the types of `native.better_searches()`; for MXFP4, NVFP4 and the types with grids there is only this.
+The compiled search, native/src/quantize/best_search.hpp, finds the same bytes, because sums are float32 and in a fixed
+order.
 """
 
 from collections.abc import Iterator
@@ -42,9 +42,11 @@ STRETCHES = range(-2, 14)
 # … and where there is a minimum, too, so many half levels are cut off at either end.
 CUTS = range(-1, 3)
 N_ROUNDS = 4
-# How far the codes of scales move at once without minima: less where weights are whole numbers and scales are coarse,
-# further where scales have 8 bits; and how far those of both do, the first time and later.
-REACH, COARSE_REACH, FINE_REACH, FIRST_REACH, REACH_WITH_MINIMA = 4, 2, 7, 1, 3
+# How far codes of scales and minima move together, the first time and later.
+FIRST_REACH, REACH_WITH_MINIMA = 1, 3
+# What the type's own error counts, where the plain one counts 1, each in units of the reference's; and how much more
+# one of them does where it is beyond its limit.
+OWN_WEIGHT, SHIFT = np.float32(1.5), np.float32(2)
 
 
 @quiet
@@ -72,7 +74,7 @@ def best_blocks(x: Float32, type_name: str, importance: ArrayLike | None = None)
     for start in range(0, len(best), step):
         part = slice(start, start + step)
         search = Search.of(
-            format, rows.reshape(counts.shape)[part], counts[part], best[part], importance is None
+            format, rows.reshape(counts.shape)[part], counts[part], best[part], importance is not None
         )
         found = search.blocks(search.run(format.read(best[part])))
         better = search.limits.hold(search.errors_seen(found))
@@ -89,15 +91,12 @@ class Errors(NamedTuple):
     own: Float32
     plain: Float32
 
-    def __add__(self, other: "Errors") -> "Errors":  # type: ignore[override] # not to be concatenated
-        return Errors(self.own + other.own, self.plain + other.plain)
-
-    def __sub__(self, other: "Errors") -> "Errors":
-        return Errors(self.own - other.own, self.plain - other.plain)
-
-    def at(self, sub_block: int) -> "Errors":
-        """Those of one sub-block: (n_sub, n_blocks) -> (n_blocks,)."""
-        return Errors(self.own[sub_block], self.plain[sub_block])
+    @classmethod
+    def of(cls, difference: Float32, counts: Float32, absolute: bool) -> "Errors":
+        """Those of sub-blocks (n_sub, n_blocks), from what weights miss, and how much each counts."""
+        squares = difference * difference
+        own = counts * (np.abs(difference) if absolute else squares)
+        return cls(sum_in_order(own), sum_in_order(squares))
 
     def total(self) -> "Errors":
         """Those of the blocks: (n_sub, n_blocks) -> (n_blocks,)."""
@@ -123,11 +122,6 @@ class Limits(NamedTuple):
         """Where neither error is larger."""
         return np.asarray((errors.own <= self.own) & (errors.plain <= self.plain))
 
-    def or_(self, errors: Errors) -> "Limits":
-        """The same, but where a block is beyond them already, it may stay so."""
-        own = np.where(self.own > errors.own, self.own, errors.own)
-        return Limits(own, np.where(self.plain > errors.plain, self.plain, errors.plain))
-
 
 # ---- what is near ----------------------------------------------------------------------------------------
 
@@ -147,25 +141,17 @@ class Change(NamedTuple):
         return scales._replace(scale=scale, minimum=np.clip(scales.minimum + self.minimum, 0, n_minima - 1))
 
 
-def changes(format: Format, first: bool) -> list[Change]:
-    """What to try for each sub-block, the first time and later."""
+def changes(format: Format, first: bool, weighted: bool) -> list[Change]:
+    """What to try for each sub-block, the first time and later; with or without importance."""
     if format.is_alone:
-        return []
+        return [Change(0)]
     if len(format.minima) > 1:
         reach = _around(FIRST_REACH if first else REACH_WITH_MINIMA)
         return [Change(*both) for both in product(reach, reach)]
-    near = [Change(change) for change in _around(_reach(format))]
-    if (
-        first and isinstance(format.codebook, Table) and format.scales[0] < 0
-    ):  # uneven: the other sign may fit better
+    near = [Change(change) for change in _around(format.first_reach if first else format.reach)]
+    if first and (format.opposite == "always" or (format.opposite == "weighted" and weighted)):
         near += [change._replace(opposite=True) for change in near]
     return near
-
-
-def _reach(format: Format) -> int:
-    if not isinstance(format.codebook, Range):
-        return REACH
-    return FINE_REACH if len(format.scales) > 64 else COARSE_REACH
 
 
 def _around(reach: int) -> range:
@@ -175,102 +161,118 @@ def _around(reach: int) -> range:
 # ---- the search ------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Progress:
+    """How far a search has come. Arrays are (n_blocks,).
+
+    best      the best scales within the limits, and their cost: `smallest`
+    current   those with the lowest cost, within the limits or not: the search goes on from there
+    """
+
+    best: Scales
+    smallest: Float32
+    current: Scales
+    errors: Errors
+    lowest: Float32
+
+
 @dataclass(frozen=True)
 class Search:
     """Some blocks, and how to round them. Arrays are (size, n_sub, n_blocks), those of sub-blocks (n_sub, n_blocks).
 
     counts     how much an error counts for the type's own search, in units of the block's mean
-    absolute   whether that search adds up magnitudes of errors, not squares
-    reference  the errors of the reference's blocks, and below that
+    weighted   whether importance is known
+    reference  the errors of the reference's blocks, (n_blocks,) as all below
+    unit       what an own error counts, where a plain one counts 1
     limits     what is better
     """
 
     format: Format
     x: Float32
     counts: Float32
-    rounding: Rounding
-    absolute: bool
+    weighted: bool
     reference: Errors
+    unit: Float32
     limits: Limits
+    rounding: Rounding
 
     @classmethod
-    def of(
-        cls, format: Format, x: Float32, counts: Float32, reference: Blocks, equal_columns: bool
-    ) -> "Search":
+    def of(cls, format: Format, x: Float32, counts: Float32, reference: Blocks, weighted: bool) -> "Search":
         """Prepare blocks: weights and counts (n_blocks, block), and what the type's own quantizer made of them."""
         total = sum_last(counts)
-        unit = np.where(total != 0, np.float32(counts.shape[-1]) / total, np.float32(0))
+        mean = np.where(total != 0, np.float32(counts.shape[-1]) / total, np.float32(0))
         columns, its_counts = (
             np.ascontiguousarray(values.reshape(len(x), format.n_sub, -1).T)
-            for values in (x, counts * unit[:, None])
+            for values in (x, counts * mean[:, None])
         )
-        nothing = Errors(*np.zeros((2, len(x)), np.float32))
-        rounding = format.codebook.of(columns, its_counts + np.float32(1))
-        absolute = format.absolute and equal_columns
-        search = cls(format, columns, its_counts, rounding, absolute, nothing, Limits(*nothing))
-        errors = search.errors_seen(reference)
+        difference = values_seen(format, reference) - columns
+        errors = Errors.of(difference, its_counts, format.absolute and not weighted).total()
+        unit = OWN_WEIGHT * (errors.plain * reciprocal(errors.own))
         limits = Limits.below(errors, total != 0)
-        return cls(format, columns, its_counts, rounding, absolute, errors, limits)
+        rounding = format.codebook.of(columns, its_counts * unit + np.float32(1))
+        return cls(format, columns, its_counts, weighted, errors, unit, limits, rounding)
 
     def run(self, reference: Scales) -> Scales:
         """Improve the reference's scales wherever that is possible."""
-        best, smallest = reference, self.cost(self.reference)
-        first, later = (changes(self.format, is_first) for is_first in (True, False))
+        first, later = (changes(self.format, is_first, self.weighted) for is_first in (True, False))
+        infinite = np.full_like(self.unit, np.inf)
+        smallest = self.cost(self.reference, self.unit)
+        now = Progress(reference, smallest, reference, Errors(infinite, infinite), infinite)
         for start in starts(self.format, reference):
-            fitted = self.fit(start) if self.format.is_alone else start
-            best, smallest, _ = self.attempt(fitted, first, best, smallest)
-        for _ in range(N_ROUNDS):
-            best, smallest, better = self.attempt(self.fit(best), later, best, smallest)
-            if not better:
+            self.attempt(self.fit(start, self.unit) if self.format.is_alone else start, first, self.unit, now)
+        weight = self.unit
+        for _ in range(N_ROUNDS if self.format.has_d else 0):
+            own, plain = now.errors.own > self.limits.own, now.errors.plain > self.limits.plain
+            weight = np.where(own & ~plain, weight * SHIFT, np.where(plain & ~own, weight / SHIFT, weight))
+            now.lowest = np.where(own ^ plain, infinite, now.lowest)
+            lower = self.attempt(self.fit(now.current, weight), later, weight, now)
+            if not lower and not (own ^ plain).any():
                 break
-        return best
+        return now.best
 
-    def attempt(
-        self, scales: Scales, moves: list[Change], best: Scales, smallest: Float32
-    ) -> tuple[Scales, Float32, bool]:
-        """Move scales, and take what is better than all so far: the best, its cost, and whether any block is better."""
-        tried, errors = self.move(scales, moves)
-        cost = self.cost(errors)
-        better = (cost < smallest) & self.limits.hold(errors)
-        return _choose(better, tried, best), np.where(better, cost, smallest), bool(better.any())
+    def attempt(self, scales: Scales, moves: list[Change], weight: Float32, now: Progress) -> bool:
+        """Move scales, and note where the cost is lower than all so far. Returns whether it is anywhere."""
+        tried, errors = self.move(scales, moves, weight)
+        cost = self.cost(errors, self.unit)
+        lower = cost < now.lowest
+        better = (cost < now.smallest) & self.limits.hold(errors)
+        now.current, now.lowest = _choose(lower, tried, now.current), np.where(lower, cost, now.lowest)
+        now.errors = Errors(*(np.where(lower, *pair) for pair in zip(errors, now.errors, strict=True)))
+        now.best, now.smallest = _choose(better, tried, now.best), np.where(better, cost, now.smallest)
+        return bool(lower.any())
 
-    def cost(self, errors: Errors) -> Float32:
-        """What is minimized, (n_blocks,): the sum of both errors in units of the reference's."""
-        return errors.own * reciprocal(self.reference.own) + errors.plain * reciprocal(self.reference.plain)
+    def cost(self, errors: Errors, weight: Float32) -> Float32:
+        """What is minimized, (..., n_blocks): the sum of both errors."""
+        return errors.own * weight + errors.plain
 
-    def move(self, scales: Scales, moves: list[Change]) -> tuple[Scales, Errors]:
-        """Step 1: give sub-block after sub-block the best codes nearby. Returns these, and the errors of blocks.
+    def move(self, scales: Scales, moves: list[Change], weight: Float32) -> tuple[Scales, Errors]:
+        """Step 1: give each sub-block the best codes nearby. Returns these, and the errors of blocks."""
+        best = scales
+        least = Errors(*(np.full(scales.scale.shape, np.inf, np.float32) for _ in range(2)))
+        least_cost = least.own
+        for change in moves:
+            tried = change.of(scales, self.format)
+            errors = self.errors(tried)
+            cost = self.cost(errors, weight)
+            better = cost < least_cost
+            least_cost = np.where(better, cost, least_cost)
+            least = Errors(*(np.where(better, *pair) for pair in zip(errors, least, strict=True)))
+            best = _choose(better, tried, best)
+        return best, least.total()
 
-        No error of a block gets larger than it is and than it may be.
-        """
-        now = self.errors(scales)
-        total = now.total()
-        tried = [
-            (other, self.errors(other)) for other in (change.of(scales, self.format) for change in moves)
-        ]
-        scale, minimum = scales.scale.copy(), scales.minimum.copy()
-        for j in range(self.format.n_sub if tried else 0):
-            before, least, highest = now.at(j), now.at(j), self.limits.or_(total)
-            for other, errors in tried:
-                found = errors.at(j)
-                better = (self.cost(found) < self.cost(least)) & highest.hold(total + (found - before))
-                least = Errors(*(np.where(better, new, old) for new, old in zip(found, least, strict=True)))
-                scale[j] = np.where(better, other.scale[j], scale[j])
-                minimum[j] = np.where(better, other.minimum[j], minimum[j])
-            total = total + (least - before)
-        return scales._replace(scale=scale, minimum=minimum), total
-
-    def fit(self, scales: Scales) -> Scales:
+    def fit(self, scales: Scales, weight: Float32) -> Scales:
         """Step 2: the d and dmin with the smallest Σ w (d u + dmin v - x)² for what codes stand for, u and v.
 
         Setting the derivatives to zero gives
             d Σ w u² + dmin Σ w u v = Σ w u x
             d Σ w u v + dmin Σ w v² = Σ w v x
-        where w is what the own search counts, and 1 for the plain error.
+        where w is what the own error counts, and 1 for the plain one.
         """
         if not self.format.has_d:
             return scales
-        values, weights = self.rounding.values(*self.steps(scales)), self.counts + np.float32(1)
+        if self.is_absolute:
+            weight = np.ones_like(weight)  # magnitudes are no squares
+        values, weights = self.rounding.values(*self.steps(scales)), self.counts * weight + np.float32(1)
         s, v = self.format.scales[scales.scale], self.format.minima[scales.minimum]  # u = s * value
         weighted = weights * values
         ux = sum_in_order(s * sum_in_order(weighted * self.x))  # (n_blocks,)
@@ -300,14 +302,15 @@ class Search:
 
     def errors_seen(self, blocks: Blocks) -> Errors:
         """Errors of blocks as a reader of the file sees them: (n_blocks,)."""
-        values = DEQUANTIZERS[self.format.name](blocks).reshape(len(blocks), self.format.n_sub, -1)
-        return self._errors_of(values.T).total()
+        return self._errors_of(values_seen(self.format, blocks)).total()
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether the own errors are magnitudes."""
+        return self.format.absolute and not self.weighted
 
     def _errors_of(self, values: Float32) -> Errors:
-        difference = values - self.x
-        squares = difference * difference
-        own = self.counts * (np.abs(difference) if self.absolute else squares)
-        return Errors(sum_in_order(own), sum_in_order(squares))
+        return Errors.of(values - self.x, self.counts, self.is_absolute)
 
     def blocks(self, scales: Scales) -> Blocks:
         """Round with these scales, and pack: (n_blocks,)."""
@@ -317,6 +320,11 @@ class Search:
             for found in (self.rounding.codes(*steps), self.rounding.values(*steps))
         )
         return pack(self.format.name, **self.format.write(scales, codes, values))
+
+
+def values_seen(format: Format, blocks: Blocks) -> Float32:
+    """What a reader of blocks (n_blocks,) sees: (size, n_sub, n_blocks)."""
+    return DEQUANTIZERS[format.name](blocks).reshape(len(blocks), format.n_sub, -1).T
 
 
 def starts(format: Format, scales: Scales) -> Iterator[Scales]:
@@ -343,9 +351,11 @@ def starts(format: Format, scales: Scales) -> Iterator[Scales]:
 
 
 def _choose(better: Mask, new: Scales, old: Scales) -> Scales:
-    """Take the new scales for some blocks (n_blocks,)."""
-    d, dmin = np.where(better, new.d, old.d), np.where(better, new.dmin, old.dmin)
+    """Take the new scales for some blocks (n_blocks,), or the codes for some sub-blocks (n_sub, n_blocks)."""
     scale, minimum = np.where(better, new.scale, old.scale), np.where(better, new.minimum, old.minimum)
+    if better.ndim == 2:
+        return old._replace(scale=scale, minimum=minimum)
+    d, dmin = np.where(better, new.d, old.d), np.where(better, new.dmin, old.dmin)
     return Scales(d, dmin, scale, minimum)
 
 

@@ -1,8 +1,8 @@
 """What the codes of a format stand for, and which code is best for a weight once the scale is known.
 
 With scale and offset fixed, a weight is `scale * value + offset`, and the choice of the value is a question
-with an exact answer: the nearest level, where every weight has a code of its own; where a code stands for
-4 or 8 weights, the point of the grid with the smallest weighted error, found by asking all of them.
+with an exact answer: the nearest level, where every weight has a code of its own. Where a code stands for
+4 or 8 weights, the nearest levels are no point of the grid as a rule; then the points near them are asked.
 
 A sub-block shares scale and offset. Arrays are (size, n_sub, n_blocks): weight i of sub-block s of block b.
 """
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.quantize.blocks import Float32, UInt8
-from phicourse.quantize.grids import Indices, load_grid
+from phicourse.quantize.grids import Grid, Indices, load_grid
+from phicourse.quantize.rounding import reciprocal, sum_in_order, sum_last
+from phicourse.quantize.scale_search import Mask
 
-DELTA = np.float32(0.125)
+DELTA, NO_SHIFT = np.float32(0.125), np.float32(0)
 
 
 class Rounding(Protocol):
@@ -125,84 +127,47 @@ def _levels(x: Float32, scale: Float32, offset: Float32) -> Float32:
 class SignedGrid:
     """Points of a grid for the magnitudes of a group; a sign for each weight, or seven for each eight.
 
-    With values v of a point, the error of a group is Σ w (s v - |x|)² = s² Σ w v² - 2 s Σ w |x| v + Σ w x²:
-    two matrix products give both sums for all groups and points, and then every scale s is cheap to try.
-    With seven signs the number of minus signs is even. Where it should be odd, one weight gets the wrong sign,
-    which costs 4 s w |x| v; the smallest of these in a group is a third sum for each of its points.
+    With seven signs the number of minus signs is even. Where it should be odd, one weight gets the wrong sign, and
+    the magnitude that is wanted for it is below zero. A wrong sign costs 4 s w |x| v, most often with the smallest
+    value v there is: so it goes to the weight with the smallest w |x|.
     """
 
     type_name: str
     even_signs: bool
-    chunk: int = 1 << 13
+    chunk: int = 1 << 15
 
     def of(self, x: Float32, weights: Float32) -> Rounding:
         """See `Codebook`."""
-        points = load_grid(self.type_name).values  # (n_points, g)
-        g = points.shape[1]
-        groups, of_groups = _groups(x, g), _groups(weights, g)
-        costs = of_groups * np.abs(groups)  # (n_groups, g)
-        products, squares = costs @ points.T, of_groups @ np.square(points).T  # (n_groups, n_points)
-        odd = _odd_eights(groups, x.shape) if self.even_signs else np.empty((8 // g, 0), np.intp)
-        flipped = products[odd.reshape(-1)] - 2 * _cheapest_flips(costs[odd.reshape(-1)], points)
-        return _RoundToSignedGrid(points, groups, costs, squares, 2 * products, odd, 2 * flipped, x.shape)
+        grid = load_grid(self.type_name)
+        negative = x < 0
+        if self.even_signs:
+            negative ^= _wrong_signs(x, weights)
+        g = grid.values.shape[1]
+        groups = _Groups(grid, _groups(np.where(negative, -x, x), g), _groups(weights, g))
+        return _RoundToSignedGrid(groups, negative)
 
 
 @dataclass(frozen=True)
 class _RoundToSignedGrid:
-    points: Float32  # (n_points, g)
-    x: Float32  # (n_groups, g)
-    costs: Float32  # (n_groups, g) w |x|
-    squares: Float32  # (n_groups, n_points) Σ w v²
-    products: Float32  # (n_groups, n_points) twice Σ w |x| v
-    odd: Indices  # (8 / g, n_odd) groups of the eights in which one sign must be wrong
-    flipped: Float32  # (8 / g * n_odd, n_points) `products` of these with the wrong sign among them
-    shape: tuple[int, ...]
+    groups: "_Groups"  # of magnitudes
+    negative: Mask  # (size, n_sub, n_blocks)
 
     def codes(self, scale: Float32, offset: Float32) -> Indices:
-        return _of_sub_blocks(self._nearest(scale)[0][:, None], self.shape)
+        return _of_sub_blocks(self.groups.nearest(scale)[:, None], self.negative.shape)
 
     def values(self, scale: Float32, offset: Float32) -> Float32:
-        points, wrong = self._nearest(scale)
-        values = np.where(self.x < 0, -self.points[points], self.points[points])
-        cheapest = (self.costs[wrong] * self.points[points[wrong]]).argmin(axis=1)
-        values[wrong, cheapest] *= -1
-        return _of_sub_blocks(values, self.shape)
-
-    def _nearest(self, scale: Float32) -> tuple[Indices, Indices]:
-        """Choose points (n_groups,), and the groups that get the wrong sign (n_odd,)."""
-        steps = _for_groups(scale, len(self.x))[:, None]
-        points, errors = _smallest(self.squares * steps - self.products)
-        odd = self.odd.reshape(-1)
-        if not len(odd):
-            return points, odd
-        with_flip, errors_with_flip = _smallest(self.squares[odd] * steps[odd] - self.flipped)
-        extra = (errors_with_flip - errors[odd]).reshape(self.odd.shape)
-        wrong = np.take_along_axis(self.odd, extra.argmin(axis=0)[None], axis=0)[0]
-        points[odd] = np.where(np.isin(odd, wrong), with_flip, points[odd])
-        return points, wrong
+        values = self.groups.grid.values[self.groups.nearest(scale)]
+        magnitudes = _of_sub_blocks(values, self.negative.shape)
+        return np.where(self.negative, -magnitudes, magnitudes)
 
 
-def _smallest(errors: Float32) -> tuple[Indices, Float32]:
-    """Find the point with the smallest error: (n_groups, n_points) -> (n_groups,) twice."""
-    found = errors.argmin(axis=1)
-    return found, np.take_along_axis(errors, found[:, None], axis=1)[:, 0]
-
-
-def _odd_eights(groups: Float32, shape: tuple[int, ...]) -> Indices:
-    """Find the eights with an odd number of weights below zero: (n_groups, g) -> (8 / g, n_odd) groups."""
-    n_in_eight = 8 // groups.shape[1]
-    negative = (groups < 0).sum(axis=1).reshape(shape[0] // 8, n_in_eight, -1)
-    numbers = np.arange(len(groups)).reshape(negative.shape)
-    odd = negative.sum(axis=1) % 2 == 1  # (eights in a sub-block, n_sub * n_blocks)
-    return np.asarray(numbers.swapaxes(0, 1)[:, odd])
-
-
-def _cheapest_flips(costs: Float32, points: Float32) -> Float32:
-    """Find the smallest w |x| v of each group and point: (n_groups, g), (n_points, g) -> (n_groups, n_points)."""
-    smallest = costs[:, :1] * points[:, 0]
-    for cost, values in zip(costs.T[1:], points.T[1:], strict=True):
-        np.minimum(smallest, cost[:, None] * values, out=smallest)
-    return smallest
+def _wrong_signs(x: Float32, weights: Float32) -> Mask:
+    """Choose one weight of each eight with an odd number below zero: (size, n_sub, n_blocks)."""
+    eights = x.reshape(len(x) // 8, 8, *x.shape[1:])
+    odd = (eights < 0).sum(axis=1, keepdims=True) % 2 == 1
+    costs = (weights * np.abs(x)).reshape(eights.shape)
+    cheapest = costs.argmin(axis=1)[:, None] == np.arange(8).reshape(8, 1, 1)
+    return np.asarray(cheapest & odd).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -214,42 +179,78 @@ class ShiftedGrid:
 
     type_name: str
     shared: bool
-    chunk: int = 1 << 12
+    chunk: int = 1 << 15
 
     def of(self, x: Float32, weights: Float32) -> Rounding:
         """See `Codebook`."""
-        points = load_grid(self.type_name).values
-        both = np.concatenate([points + DELTA, points - DELTA])  # (2 n_points, g)
-        groups, of_groups = _groups(x, points.shape[1]), _groups(weights, points.shape[1])
-        products, squares = (of_groups * groups) @ both.T, of_groups @ np.square(both).T
-        return _RoundToShiftedGrid(both, 2 * products, squares, x.shape, self.shared)
+        grid = load_grid(self.type_name)
+        g = grid.values.shape[1]
+        return _RoundToShiftedGrid(_Groups(grid, _groups(x, g), _groups(weights, g)), x.shape, self.shared)
 
 
 @dataclass(frozen=True)
 class _RoundToShiftedGrid:
-    points: Float32  # (2 n_points, g)
-    products: Float32  # (n_groups, 2 n_points) twice Σ w x v
-    squares: Float32  # (n_groups, 2 n_points) Σ w v²
+    groups: "_Groups"
     shape: tuple[int, ...]
     shared: bool
 
     def codes(self, scale: Float32, offset: Float32) -> Indices:
-        return _of_sub_blocks(self._nearest(scale)[:, None], self.shape)
+        points, down = self._nearest(scale)
+        return _of_sub_blocks((points + down * len(self.groups.grid.values))[:, None], self.shape)
 
     def values(self, scale: Float32, offset: Float32) -> Float32:
-        return _of_sub_blocks(self.points[self._nearest(scale)], self.shape)
+        points, down = self._nearest(scale)
+        values = self.groups.grid.values[points] + np.where(down, -DELTA, DELTA)[:, None]
+        return _of_sub_blocks(values, self.shape)
 
-    def _nearest(self, scale: Float32) -> Indices:
-        """Choose points and shifts (n_groups,); these formats have no other offset."""
-        steps = _for_groups(scale, len(self.products))
-        errors = (self.squares * steps[:, None] - self.products).reshape(len(steps), 2, -1)
-        found = errors.argmin(axis=2)  # (n_groups, 2)
-        smallest = np.take_along_axis(errors, found[..., None], axis=2)[..., 0] * steps[:, None]
+    def _nearest(self, scale: Float32) -> tuple[Indices, Mask]:
+        """Choose points, and whether to shift them down: (n_groups,) both."""
+        up, down = (self.groups.nearest(scale, shift) for shift in (DELTA, -DELTA))
+        errors_up, errors_down = (
+            self.groups.errors(scale, points, shift) for points, shift in ((up, DELTA), (down, -DELTA))
+        )
+        is_down = errors_down < errors_up
         if self.shared:
-            of_groups = smallest.reshape(-1, scale.size, 2)
-            smallest = np.broadcast_to(of_groups.sum(axis=0), of_groups.shape).reshape(-1, 2)
-        down = smallest.argmin(axis=1)
-        return np.asarray(found[np.arange(len(down)), down] + down * errors.shape[2])
+            of_all = (sum_in_order(errors.reshape(-1, scale.size)) for errors in (errors_down, errors_up))
+            is_down = np.tile(np.less(*of_all), len(is_down) // scale.size)
+        return np.where(is_down, down, up), is_down
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Groups of weights, and the grid whose points they become. Scales are those of sub-blocks (n_sub, n_blocks)."""
+
+    grid: Grid
+    x: Float32  # (n_groups, g)
+    weights: Float32  # (n_groups, g) what an error counts
+
+    def nearest(self, scale: Float32, shift: np.float32 = NO_SHIFT) -> Indices:
+        """Choose points (n_groups,), whose values are shifted.
+
+        The nearest level for each weight is best; where these are no point, the best of those near them is taken:
+        of all there are, another one would be better in one of a thousand groups.
+        """
+        values = np.unique(self.grid.values)
+        middles = (values[1:] + values[:-1]) / np.float32(2)
+        steps = _for_groups(scale, len(self.x))
+        exact = self.x * reciprocal(steps)[:, None] - shift
+        levels = np.searchsorted(middles, exact, side="right").astype(np.int32)  # halfway, the upper one
+        combinations = self.grid.combinations(levels[..., None])[:, 0]
+        points = self.grid.point[combinations]
+        off = np.flatnonzero(points < 0)
+        if len(off):
+            shifts = np.full(len(off), shift)
+            near = self.grid.best_near(
+                combinations[off], self.grid.values, self.x[off], self.weights[off], steps[off], shifts
+            )
+            points[off] = near
+        return points
+
+    def errors(self, scale: Float32, points: Indices, shift: np.float32) -> Float32:
+        """Sum up w (scale * value - x)²: (n_groups,)."""
+        values = self.grid.values[points] + shift
+        difference = _for_groups(scale, len(self.x))[:, None] * values - self.x
+        return sum_last(self.weights * difference * difference)
 
 
 def _groups(values: Float32, g: int) -> Float32:

@@ -107,15 +107,18 @@ def quantize(
 
 def _plan(source: Source, mix: Mix, overrides: Overrides, weighting: Weighting | None) -> Plan:
     """Choose the types of a model's tensors, in the order in which they will be written."""
-    types = choose_types(
-        source.tensors.values(),
-        mix,
-        n_layers=source.n_layers,
-        n_gqa=_n_gqa(source),
-        n_experts=source.n_experts,
-        has_importance=weighting is not None,
-        overrides=overrides,
-    )
+    try:
+        types = choose_types(
+            source.tensors.values(),
+            mix,
+            n_layers=source.n_layers,
+            n_gqa=_n_gqa(source),
+            n_experts=source.n_experts,
+            has_importance=weighting is not None,
+            overrides=overrides,
+        )
+    except QuantizeError as error:
+        raise QuantizeError(f"{source.path}: {error}") from None
     for pattern, _ in overrides.tensor_types:
         if not any(pattern.search(name) for name in types):
             print(f"phicourse: {pattern.pattern!r} is in the name of no tensor", file=sys.stderr)

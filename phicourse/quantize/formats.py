@@ -8,7 +8,7 @@ knows this much of a format can improve all of them.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,6 +52,12 @@ class Format(NamedTuple):
     minima    (n,) what codes of minima stand for; a single 0 where there are none
     has_d     whether there is a float16 to multiply them with; if not, d is 1
     absolute  whether the type's own search, without importance, adds up magnitudes of errors, not squares
+
+    And how a search is to move codes of scales, where there are no minima:
+
+    first_reach, reach  how far at once, the first time and later: as far as time allows
+    opposite            whether to try those of the other sign, too: always, or only where importance is known.
+                        Where there are more values below zero than above, another sign may fit better
     """
 
     name: str
@@ -64,6 +70,9 @@ class Format(NamedTuple):
     minima: Float32 = NO_MINIMA
     has_d: bool = True
     absolute: bool = False
+    first_reach: int = 2
+    reach: int = 2
+    opposite: Literal["never", "weighted", "always"] = "never"
 
     @property
     def is_alone(self) -> bool:
@@ -384,13 +393,22 @@ def _grid(type: lattice.Lattice, read: Read, write: Write, scales: Float32) -> F
     """A format with signs apart."""
     counts = partial(lattice.lattice_error_weights, type=type)
     codebook = SignedGrid(type.name, type.even_signs)
-    return Format(type.name, SUPER_BLOCK // type.size, codebook, read, write, counts, scales)
+    format = Format(type.name, SUPER_BLOCK // type.size, codebook, read, write, counts, scales)
+    return format._replace(first_reach=4)
+
+
+def _shifted_grid(name: str, n_sub: int, shared: bool, read: Read, write: Write) -> Format:
+    """IQ1_S and IQ1_M."""
+    codebook = ShiftedGrid("IQ1_S", shared)
+    format = Format(name, n_sub, codebook, read, write, _by_square(name), _ODD[:8])
+    return format._replace(first_reach=3, reach=1)
 
 
 _TRITS, _UNEVEN = Range(-1, 1), Table(nonlinear.LEVELS)
 _ODD = np.float32(2) * _numbers(0, 15) + np.float32(1)
 _QUARTERS, _EIGHTHS = _ODD / np.float32(4), _ODD / np.float32(8)
-_4_BITS, _6_BITS, _6_BITS_SIGNED = _numbers(0, 15), _numbers(0, 63), _numbers(-32, 31)
+_4_BITS, _6_BITS = _numbers(0, 15), _numbers(0, 63)
+_6_BITS_SIGNED, _8_BITS_SIGNED = _numbers(-32, 31), _numbers(-128, 127)
 _POWERS = small_floats.half_of_power(np.arange(255, dtype=np.uint8))
 _SMALL_FLOATS = small_floats.half_of_ue4m3(np.arange(127, dtype=np.uint8))
 _E2M1 = Table(small_floats.LEVELS)
@@ -405,22 +423,30 @@ _ALL = (
     Format("TQ1_0", 1, _TRITS, _read_d, _write_tq1_0, _equally),
     Format("TQ2_0", 1, _TRITS, _read_d, _write_tq2_0, _equally),
     Format("Q2_K", 16, Range(0, 3), _read_q2_k, _write_q2_k, _as_q2_k, _4_BITS, -_4_BITS, absolute=True),
-    Format("Q3_K", 16, Range(-4, 3), _read_q3_k, _write_q3_k, _by_square("Q3_K"), _6_BITS_SIGNED),
+    Format("Q3_K", 16, Range(-4, 3), _read_q3_k, _write_q3_k, _by_square("Q3_K"), _6_BITS_SIGNED)._replace(
+        first_reach=7, reach=3, opposite="weighted"
+    ),
     Format("Q4_K", 8, Range(0, 15), _read_q4_k, _write_q4_k, _by_magnitude("Q4_K"), _6_BITS, -_6_BITS),
     Format("Q5_K", 8, Range(0, 31), _read_q4_k, _write_q5_k, _by_magnitude("Q5_K"), _6_BITS, -_6_BITS),
-    Format("Q6_K", 16, Range(-32, 31), _read_q6_k, _write_q6_k, _as_q6_k, _numbers(-128, 127)),
+    Format("Q6_K", 16, Range(-32, 31), _read_q6_k, _write_q6_k, _as_q6_k, _8_BITS_SIGNED)._replace(
+        first_reach=7, reach=7
+    ),
     Format("IQ4_NL", 1, _UNEVEN, _read_d, _write_nibbles, _by_square("IQ4_NL")),
-    Format("IQ4_XS", 8, _UNEVEN, _read_iq4_xs, _write_iq4_xs, _by_square("IQ4_XS"), _6_BITS_SIGNED),
-    Format("MXFP4", 1, _E2M1, _read_mxfp4, _write_mxfp4, _equally, _POWERS, has_d=False),
-    Format("NVFP4", 4, _E2M1, _read_nvfp4, _write_nvfp4, _equally, _SMALL_FLOATS, has_d=False),
+    Format("IQ4_XS", 8, _UNEVEN, _read_iq4_xs, _write_iq4_xs, _by_square("IQ4_XS"), _6_BITS_SIGNED)._replace(
+        first_reach=4, reach=4, opposite="always"
+    ),
+    Format("MXFP4", 1, _E2M1, _read_mxfp4, _write_mxfp4, _equally, _POWERS)._replace(
+        first_reach=1, has_d=False
+    ),
+    Format("NVFP4", 4, _E2M1, _read_nvfp4, _write_nvfp4, _equally, _SMALL_FLOATS)._replace(
+        first_reach=7, has_d=False
+    ),
     _grid(lattice.IQ2_XXS, _read_iq2_xxs, _write_iq2_xxs, _EIGHTHS),
     _grid(lattice.IQ2_XS, _read_pairs, _write_iq2_xs, _EIGHTHS),
     _grid(lattice.IQ2_S, _read_pairs, _write_iq2_s, _EIGHTHS),
     _grid(lattice.IQ3_XXS, _read_iq3_xxs, _write_iq3_xxs, _QUARTERS),
     _grid(lattice.IQ3_S, _read_pairs, _write_iq3_s, _ODD),
-    Format("IQ1_S", 8, ShiftedGrid("IQ1_S", True), _read_iq1_s, _write_iq1_s, _by_square("IQ1_S"), _ODD[:8]),
-    Format(
-        "IQ1_M", 16, ShiftedGrid("IQ1_S", False), _read_iq1_m, _write_iq1_m, _by_square("IQ1_M"), _ODD[:8]
-    ),
+    _shifted_grid("IQ1_S", 8, True, _read_iq1_s, _write_iq1_s),
+    _shifted_grid("IQ1_M", 16, False, _read_iq1_m, _write_iq1_m),
 )
 FORMATS = {format.name: format for format in _ALL}

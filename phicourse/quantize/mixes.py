@@ -158,11 +158,23 @@ def _parse_tensor_type(text: str) -> tuple[re.Pattern[str], str]:
 
 
 def read_tensor_types(path: Path) -> list[str]:
-    """The REGEX=TYPE entries of a text file, with spaces or newlines between them; QuantizeError, OSError."""
+    """The REGEX=TYPE entries of a text file, with spaces or newlines between them.
+
+    Raises OSError, and QuantizeError with the number of the line where an entry is wrong.
+    """
     try:
-        return path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise QuantizeError(f"{path}: a list of REGEX=TYPE was expected, and this is no UTF-8 text") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        for entry in line.split():
+            try:
+                _parse_tensor_type(entry)
+            except QuantizeError as error:
+                raise QuantizeError(f"{path}: line {number}: {error}") from None
+            entries.append(entry)
+    return entries
 
 
 def choose_types(

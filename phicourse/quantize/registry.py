@@ -164,8 +164,7 @@ def quantize_rows(
     importance  (n,) how much an error in each column counts; types that cannot weigh errors take no notice
     backend     "native" the compiled module, "numpy" the functions to read; "auto" takes what `use` put in place,
                 else native where it was built, else NumPy. The bytes are the same.
-    search      "reference" for llama.cpp's bytes, "best" for smaller errors in the same format; the compiled
-                module has the types of `native.better_searches()`, of the others NumPy has some, far slower.
+    search      "reference" for llama.cpp's bytes, "best" for smaller errors in the same format.
                 What `use` put in place comes before either
     threads     for native; None: one for each processor
     name        the tensor, for error messages

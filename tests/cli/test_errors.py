@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -175,6 +176,26 @@ def test_a_disk_that_fills_up_leaves_nothing(
     assert done.returncode == 1
     assert "o.gguf" in the_line(done.stderr)
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("format", ["gguf", "dat"])
+def test_a_full_disk_is_told_of_the_importance_matrix_too(
+    format: str, tmp_path: Path, phicourse: Phicourse
+) -> None:
+    """By its own name, not by that of the file beside it that is written first."""
+    many, out = tmp_path / "many.dat", tmp_path / "o.dat"
+    numbers = struct.pack("<ii", 1, 50_000) + bytes(4 * 50_000)
+    many.write_bytes(struct.pack("<ii", 1, 1) + b"a" + numbers + struct.pack("<ii", 1, 0))
+    before = files(tmp_path)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    args = ("--in-file", many, "-o", out, "--output-format", format)
+    done = phicourse("imatrix", *args, preexec_fn=limit)
+    assert done.returncode == 1
+    assert the_line(done.stderr) == f"phicourse: {out}: cannot be written (File too large)"
+    assert files(tmp_path) == before
 
 
 def test_no_space_while_renaming_leaves_the_old_file(

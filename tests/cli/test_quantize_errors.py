@@ -130,11 +130,11 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "rows that the mix's blocks do not divide": (
         lambda i: [i.narrow, "Q1_0"],
-        "weight: rows of 192 weights cannot be Q1_0, whose blocks have 128",
+        "narrow.gguf: blk.0.ffn_down.weight: rows of 192 weights cannot be Q1_0, whose blocks have 128",
     ),
     "rows that a type's blocks do not divide": (
         lambda i: [i.narrow, "Q8_0", "--output-tensor-type", "q6_k"],
-        "output.weight: rows of 128 weights cannot be Q6_K, whose blocks have 256",
+        "narrow.gguf: output.weight: rows of 128 weights cannot be Q6_K, whose blocks have 256",
     ),
     "a file that is quantized already": (
         lambda i: [i.q8_0, "Q4_K_M"],
@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "a list of types with a mistake": (
         lambda i: [i.f16, "Q4_0", "--tensor-type-file", i.file("types.txt", b"ffn_down=q8_0\nffn_up")],
-        "'ffn_up': expected REGEX=TYPE",
+        "types.txt: line 2: 'ffn_up': expected REGEX=TYPE",
     ),
 }  # fmt: skip
 

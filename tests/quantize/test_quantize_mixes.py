@@ -390,6 +390,10 @@ def test_a_list_of_types_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "types.txt"
     path.write_text("ffn_down=q8_0  blk.0=f16\n\nblk.1=q4_k\n")
     assert read_tensor_types(path) == ["ffn_down=q8_0", "blk.0=f16", "blk.1=q4_k"]
+    for wrong in ("blk.2", "=q8_0", "(=q8_0", "a=q9_0"):
+        path.write_text(f"ffn_down=q8_0\n\nblk.1=q4_k {wrong}\n")
+        with pytest.raises(QuantizeError, match=r"types\.txt: line 3: "):
+            read_tensor_types(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(QuantizeError, match=r"types\.txt: a list of REGEX=TYPE was expected"):
         read_tensor_types(path)

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../lookup.hpp"
-#include "grids.hpp"
+#include "format.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -135,6 +135,13 @@ template <int group, int n_levels> static inline Ints points_of(const Grid &grid
     for (int i = group - 1; i >= 0; --i)
         number = number * n_levels + (words >> 4 * i & (entries_of(n_levels) - 1));
     return gather(grid.point, number);
+}
+
+// Which point the levels of a group are, their codes as in GridCodes.
+template <int group, int n_levels> static inline int point_of(const Grid &grid, const uint8_t *codes) {
+    int number = 0;
+    for (int i = group - 1; i >= 0; --i) number = number * n_levels + codes[i] % GRID_SIGN;
+    return grid.point[number];
 }
 
 } // namespace phi::PHI_ISA

@@ -33,6 +33,7 @@ using Levels = std::array<int, 8>; // as many as the group has, zeros behind the
 
 struct Storage {
     std::vector<int8_t> values;
+    std::vector<float> levels;
     std::vector<int32_t> point, word, list, full, full_length, near;
     Grid grid;
 };
@@ -49,14 +50,20 @@ std::mutex setting;
 
 // ---- levels ----------------------------------------------------------------------------------
 
-// The levels of each point: how many of the different values are smaller than its own.
-static std::vector<Levels> levels_of(const Shape &shape, const std::vector<int8_t> &values) {
+// What the levels stand for: the different values, from the lowest up.
+static std::vector<int8_t> different_values(const Shape &shape, const std::vector<int8_t> &values) {
     std::vector<int8_t> different = values;
     std::sort(different.begin(), different.end());
     different.erase(std::unique(different.begin(), different.end()), different.end());
     if (different.size() != static_cast<size_t>(shape.n_levels))
         refuse(shape, "has " + std::to_string(shape.n_levels) + " different values, got " +
                           std::to_string(different.size()));
+    return different;
+}
+
+// The levels of each point: how many of the different values are smaller than its own.
+static std::vector<Levels> levels_of(const Shape &shape, const std::vector<int8_t> &values,
+                                     const std::vector<int8_t> &different) {
     std::vector<Levels> points(shape.n_points);
     for (size_t i = 0; i < values.size(); ++i) {
         const auto place = std::lower_bound(different.begin(), different.end(), values[i]);
@@ -173,13 +180,15 @@ static void set_lists(Storage &storage, const Shape &shape, const std::vector<Le
 }
 
 static std::unique_ptr<Storage> build(const Shape &shape, std::vector<int8_t> values) {
-    const std::vector<Levels> points = levels_of(shape, values);
+    const std::vector<int8_t> different = different_values(shape, values);
+    const std::vector<Levels> points = levels_of(shape, values, different);
     auto storage = std::make_unique<Storage>();
     Storage &s = *storage;
     s.values = std::move(values);
+    s.levels.assign(different.begin(), different.end());
     set_points(s, shape, points);
     set_lists(s, shape, points);
-    s.grid = {s.values.data(), word_of(shape, points[0]), s.point.data(),       s.word.data(),
+    s.grid = {s.values.data(), word_of(shape, points[0]), s.levels.data(), s.point.data(), s.word.data(),
               s.list.data(),   s.full.data(),             s.full_length.data(), s.near.data()};
     return storage;
 }

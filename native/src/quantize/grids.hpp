@@ -18,6 +18,7 @@ enum class GridName { IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_S };
 struct Grid {
     const int8_t *values; // [n_points][group] what a reader multiplies with the scale; group: 4 or 8 weights
     int32_t first_word;   // of point 0
+    const float *levels;  // [n_levels] what they stand for, from the lowest up
     // [n_levels^group]
     const int32_t *point; // which point the combination is, or -1
     const int32_t *word;  // its word if it is a point, or the length of its list

@@ -411,10 +411,14 @@ static inline Part unpack(const BlockIQ1_S &block, int j) {
     return part;
 }
 
+static inline uint16_t stored_d(const uint16_t *words) {
+    return words[0] >> 12 | words[1] >> 12 << 4 | words[2] >> 12 << 8 | words[3] >> 12 << 12;
+}
+
 static inline Part unpack(const BlockIQ1_M &block, int j) {
     uint16_t words[4];
     __builtin_memcpy(words, block.scales, sizeof words);
-    const uint16_t d = words[0] >> 12 | words[1] >> 12 << 4 | words[2] >> 12 << 8 | words[3] >> 12 << 12;
+    const uint16_t d = stored_d(words);
     Part part;
     for (int half = 0; half < 2; ++half)
         part.steps[half] = widen_f16(d) * (2 * (words[j / 2] >> 3 * (2 * (j % 2) + half) & 7) + 1);
@@ -444,9 +448,74 @@ template <class Block> static void dequantize(const void *data, int64_t n_blocks
         }
 }
 
+// ---- better scales ---------------------------------------------------------------------------
+
+static void read_iq1_s(const void *data, Scales &scales) {
+    const BlockIQ1_S &block = *(const BlockIQ1_S *)data;
+    scales.d = widen_f16(block.d);
+    for (int j = 0; j < 8; ++j) scales.scale[j] = block.qh[j] >> 12 & 7;
+}
+
+static void write_iq1_s(const Scales &scales, const uint8_t *codes, void *data) {
+    const Grid &grid = *find_grid(GridName::IQ1_S);
+    BlockIQ1_S &block = *(BlockIQ1_S *)data;
+    block.d = narrow_f16(scales.d);
+    for (int j = 0; j < 8; ++j, codes += IQ1_S.size) {
+        int word = (int)scales.scale[j] << 12 | codes[0] / GRID_SIGN << 15;
+        for (int k = 0; k < 4; ++k) {
+            const int point = point_of<GROUP, N_LEVELS>(grid, codes + k * GROUP);
+            block.qs[4 * j + k] = (uint8_t)point;
+            word |= (point >> 8) << 3 * k;
+        }
+        block.qh[j] = (uint16_t)word;
+    }
+}
+
+static void read_iq1_m(const void *data, Scales &scales) {
+    uint16_t words[4];
+    __builtin_memcpy(words, ((const BlockIQ1_M *)data)->scales, sizeof words);
+    scales.d = widen_f16(stored_d(words));
+    for (int j = 0; j < 16; ++j) scales.scale[j] = words[j / 4] >> 3 * (j % 4) & 7;
+}
+
+static void write_iq1_m(const Scales &scales, const uint8_t *codes, void *data) {
+    const Grid &grid = *find_grid(GridName::IQ1_S);
+    BlockIQ1_M &block = *(BlockIQ1_M *)data;
+    uint8_t scale_codes[16];
+    for (int j = 0; j < 16; ++j) {
+        scale_codes[j] = (uint8_t)scales.scale[j];
+        block.qh[j] = 0;
+        for (int k = 0; k < 2; ++k, codes += GROUP) {
+            const int point = point_of<GROUP, N_LEVELS>(grid, codes);
+            block.qs[2 * j + k] = (uint8_t)point;
+            block.qh[j] |= (point >> 8 | codes[0] / GRID_SIGN << 3) << 4 * k;
+        }
+    }
+    pack_scales(narrow_f16(scales.d), scale_codes, block.scales);
+}
+
+constexpr GridCodes S_CODES = {GridName::IQ1_S, GROUP, N_LEVELS, GridCodes::shifts_of_sub_blocks};
+constexpr GridCodes M_CODES = {GridName::IQ1_S, GROUP, N_LEVELS, GridCodes::shifts_of_groups};
+
+constexpr Format S_FORMAT = {
+    .n_sub = IQ1_S.sub_blocks(), .size = IQ1_S.size, .bytes = sizeof(BlockIQ1_S),
+    .first = 0, .last = 0, .lowest_scale = 0, .highest_scale = 7, .lowest_minimum = 0,
+    .counts = Counts::square, .mean = Mean::twice_of_block,
+    .read = read_iq1_s, .write = write_iq1_s,
+    .first_reach = 3, .reach = 1, .scale_codes = ScaleCodes::odd, .grid = &S_CODES,
+};
+
+constexpr Format M_FORMAT = {
+    .n_sub = IQ1_M.sub_blocks(), .size = IQ1_M.size, .bytes = sizeof(BlockIQ1_M),
+    .first = 0, .last = 0, .lowest_scale = 0, .highest_scale = 7, .lowest_minimum = 0,
+    .counts = Counts::square, .mean = Mean::twice_of_block,
+    .read = read_iq1_m, .write = write_iq1_m,
+    .first_reach = 3, .reach = 1, .scale_codes = ScaleCodes::odd, .grid = &M_CODES,
+};
+
 } // namespace
 
-const Quantizer quantizer_iq1_m = {quantize_iq1_m, dequantize<BlockIQ1_M>, quantize_weighted_iq1_m};
-const Quantizer quantizer_iq1_s = {nullptr, dequantize<BlockIQ1_S>, quantize_weighted_iq1_s};
+const Quantizer quantizer_iq1_m = {quantize_iq1_m, dequantize<BlockIQ1_M>, quantize_weighted_iq1_m, &M_FORMAT};
+const Quantizer quantizer_iq1_s = {nullptr, dequantize<BlockIQ1_S>, quantize_weighted_iq1_s, &S_FORMAT};
 
 } // namespace phi::PHI_ISA

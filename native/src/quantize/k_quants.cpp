@@ -352,7 +352,7 @@ constexpr Format Q6_FORMAT = {
     .n_sub = Q6_SUB_BLOCKS, .size = Q6_SUB_BLOCK, .bytes = sizeof(BlockQ6_K),
     .first = -32, .last = 31, .lowest_scale = -128, .highest_scale = 127, .lowest_minimum = 0,
     .counts = Counts::square, .mean = Mean::none,
-    .read = read_q6_k, .write = write_q6_k,
+    .read = read_q6_k, .write = write_q6_k, .first_reach = 7, .reach = 7,
 };
 
 const Quantizer quantizer_q4_k = {quantize_q4_k, dequantize_affine<BlockQ4_K>, quantize_q4_k_weighted,

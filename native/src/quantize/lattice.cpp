@@ -25,18 +25,21 @@ struct Lattice {
     int trials;           // trial i starts from a largest level 2 n_levels - 1 + i * step, |i| <= trials
     float step;
     LastRound last_round; // groups rounded again with the best scale: those off the grid, all where one is, all
+    float factor;         // of the scale that is stored
+    bool clears_empty;    // a block with nothing in it is all zero
 
     constexpr int sub_blocks() const { return SUPER_BLOCK / size; }
     constexpr int groups() const { return size / group; } // in a sub-block
     constexpr int entries() const { return entries_of(n_levels); }
+    constexpr bool needs_importance() const { return grid == GridName::IQ2_XXS || grid == GridName::IQ2_XS; }
     constexpr int top() const { return 2 * n_levels - 1; } // what the highest level stands for
 };
 
-constexpr Lattice IQ2_XXS{GridName::IQ2_XXS, 8, 3, 32, 1, true, 1e-15f, true, 6, 0.1f, LastRound::always};
-constexpr Lattice IQ2_XS{GridName::IQ2_XS, 8, 3, 16, 1, true, 1e-15f, false, 9, 0.1f, LastRound::off_grid};
-constexpr Lattice IQ2_S{GridName::IQ2_S, 8, 3, 16, 2, false, 1e-8f, false, 9, 0.1f, LastRound::off_grid};
-constexpr Lattice IQ3_XXS{GridName::IQ3_XXS, 4, 8, 32, 2, true, 1e-8f, false, 15, 0.2f, LastRound::off_grid};
-constexpr Lattice IQ3_S{GridName::IQ3_S, 4, 8, 32, 2, false, 1e-45f, false, 9, 0.2f, LastRound::all};
+constexpr Lattice IQ2_XXS{GridName::IQ2_XXS, 8, 3, 32, 1, true, 1e-15f, true, 6, 0.1f, LastRound::always, 1, true};
+constexpr Lattice IQ2_XS{GridName::IQ2_XS, 8, 3, 16, 1, true, 1e-15f, false, 9, 0.1f, LastRound::off_grid, 1, true};
+constexpr Lattice IQ2_S{GridName::IQ2_S, 8, 3, 16, 2, false, 1e-8f, false, 9, 0.1f, LastRound::off_grid, 0.9875f, false};
+constexpr Lattice IQ3_XXS{GridName::IQ3_XXS, 4, 8, 32, 2, true, 1e-8f, false, 15, 0.2f, LastRound::off_grid, 1.0125f, true};
+constexpr Lattice IQ3_S{GridName::IQ3_S, 4, 8, 32, 2, false, 1e-45f, false, 9, 0.2f, LastRound::all, 1.033f, false};
 
 // ---- sub-blocks side by side -----------------------------------------------------------------
 
@@ -306,68 +309,94 @@ static inline uint32_t signs_and_scale(uint32_t signs, uint32_t code) {
     return word;
 }
 
-// Each packs what was found for the sub-blocks from `first` on into a block that is all zero.
+// What a block stores.
+template <const Lattice &type> struct Contents {
+    uint16_t d;
+    uint8_t scales[type.sub_blocks()];
+    uint32_t signs[type.sub_blocks()]; // bit i: is weight i negative?
+    uint16_t points[type.sub_blocks()][type.groups()];
+};
 
-static inline void pack(const Found<IQ2_XXS> &found, int first, BlockIQ2_XXS &out) {
-    const BlockScale scale = scale_codes<8, 15>(found.scales + first);
-    if (scale.empty) return;
-    out.d = narrow_f16(scale.d);
+// Each packs them into a block.
+
+static inline void pack(const Contents<IQ2_XXS> &contents, BlockIQ2_XXS &out) {
+    out.d = contents.d;
     for (int j = 0; j < 8; ++j) {
-        const uint16_t *points = found.points[first + j];
+        const uint16_t *points = contents.points[j];
         const uint32_t words[2] = {points[0] | points[1] << 8 | points[2] << 16 | (uint32_t)points[3] << 24,
-                                   signs_and_scale(found.signs[first + j], scale.codes[j])};
+                                   signs_and_scale(contents.signs[j], contents.scales[j])};
         __builtin_memcpy(out.qs + 4 * j, words, sizeof words);
     }
 }
 
-static inline void pack(const Found<IQ2_XS> &found, int first, BlockIQ2_XS &out) {
-    const BlockScale scale = scale_codes<16, 15>(found.scales + first);
-    if (scale.empty) return;
-    out.d = narrow_f16(scale.d);
-    pack_pairs(scale.codes, 16, out.scales);
-    for (int j = 0; j < 32; ++j) {
-        const uint32_t signs = found.signs[first + j / 2] >> 8 * (j % 2) & 127;
-        out.qs[j] = found.points[first + j / 2][j % 2] | signs << 9;
-    }
+static inline void pack(const Contents<IQ2_XS> &contents, BlockIQ2_XS &out) {
+    out.d = contents.d;
+    pack_pairs(contents.scales, 16, out.scales);
+    for (int j = 0; j < 32; ++j)
+        out.qs[j] = contents.points[j / 2][j % 2] | (contents.signs[j / 2] >> 8 * (j % 2) & 127) << 9;
 }
 
-static inline void pack(const Found<IQ2_S> &found, int first, BlockIQ2_S &out) {
-    const BlockScale scale = scale_codes<16, 15>(found.scales + first);
-    out.d = narrow_f16(scale.d * 0.9875f);
-    pack_pairs(scale.codes, 16, out.scales);
-    for (int j = 0; j < 32; ++j) {
-        const int point = found.points[first + j / 2][j % 2];
-        out.qs[j] = (uint8_t)point;
-        out.qs[32 + j] = (uint8_t)(found.signs[first + j / 2] >> 8 * (j % 2));
-        out.qh[j / 4] |= (point >> 8) << 2 * (j % 4);
-    }
-}
-
-static inline void pack(const Found<IQ3_XXS> &found, int first, BlockIQ3_XXS &out) {
-    const BlockScale scale = scale_codes<8, 15>(found.scales + first);
-    if (scale.empty) return;
-    out.d = narrow_f16(scale.d * 1.0125f);
+static inline void pack(const Contents<IQ2_S> &contents, BlockIQ2_S &out) {
+    out.d = contents.d;
+    pack_pairs(contents.scales, 16, out.scales);
     for (int j = 0; j < 8; ++j) {
-        for (int k = 0; k < 8; ++k) out.qs[8 * j + k] = (uint8_t)found.points[first + j][k];
-        const uint32_t word = signs_and_scale(found.signs[first + j], scale.codes[j]);
+        out.qh[j] = 0;
+        for (int k = 0; k < 4; ++k) {
+            const int point = contents.points[2 * j + k / 2][k % 2];
+            out.qs[4 * j + k] = (uint8_t)point;
+            out.qs[32 + 4 * j + k] = (uint8_t)(contents.signs[2 * j + k / 2] >> 8 * (k % 2));
+            out.qh[j] |= (point >> 8) << 2 * k;
+        }
+    }
+}
+
+static inline void pack(const Contents<IQ3_XXS> &contents, BlockIQ3_XXS &out) {
+    out.d = contents.d;
+    for (int j = 0; j < 8; ++j) {
+        for (int k = 0; k < 8; ++k) out.qs[8 * j + k] = (uint8_t)contents.points[j][k];
+        const uint32_t word = signs_and_scale(contents.signs[j], contents.scales[j]);
         __builtin_memcpy(out.qs + SUPER_BLOCK / 4 + 4 * j, &word, sizeof word);
     }
 }
 
-// Where a sub-block is empty, those after it are stored one place too early, and are read wrongly: a mistake in
-// ggml, kept for the same bytes. Ninth bits and scales stay in their place.
-static inline void pack(const Found<IQ3_S> &found, int first, BlockIQ3_S &out) {
-    const BlockScale scale = scale_codes<8, 15>(found.scales + first);
-    out.d = narrow_f16(scale.d * 1.033f);
-    pack_pairs(scale.codes, 8, out.scales);
-    for (int j = 0, place = 0; j < 8; ++j) {
-        if (found.empty[first + j]) continue;
+static inline void pack(const Contents<IQ3_S> &contents, BlockIQ3_S &out) {
+    out.d = contents.d;
+    pack_pairs(contents.scales, 8, out.scales);
+    __builtin_memcpy(out.signs, contents.signs, sizeof out.signs);
+    for (int j = 0; j < 8; ++j) {
+        out.qh[j] = 0;
         for (int k = 0; k < 8; ++k) {
-            out.qs[8 * place + k] = (uint8_t)found.points[first + j][k];
-            out.qh[j] |= (found.points[first + j][k] >> 8) << k;
+            out.qs[8 * j + k] = (uint8_t)contents.points[j][k];
+            out.qh[j] |= (contents.points[j][k] >> 8) << k;
         }
-        __builtin_memcpy(out.signs + 4 * place++, found.signs + first + j, 4);
     }
+}
+
+// Where a sub-block of IQ3_S is empty, those after it are stored one place too early, and are read wrongly: a mistake in
+// ggml, kept for the same bytes. Ninth bits and scales stay in their place.
+static inline void close_gaps(const bool *empty, BlockIQ3_S &out) {
+    int place = 0;
+    for (int j = 0; j < 8; ++j) {
+        if (empty[j]) continue;
+        __builtin_memmove(out.qs + 8 * place, out.qs + 8 * j, 8);
+        __builtin_memmove(out.signs + 4 * place++, out.signs + 4 * j, 4);
+    }
+    __builtin_memset(out.qs + 8 * place, 0, 8 * (8 - place));
+    __builtin_memset(out.signs + 4 * place, 0, 4 * (8 - place));
+}
+
+// Packs what was found for the sub-blocks from `first` on into a block that is all zero.
+template <const Lattice &type, class Block>
+static inline void pack_found(const Found<type> &found, int first, Block &out) {
+    const BlockScale scale = scale_codes<type.sub_blocks(), 15>(found.scales + first);
+    if (scale.empty && type.clears_empty) return;
+    Contents<type> contents;
+    contents.d = narrow_f16(scale.d * type.factor);
+    __builtin_memcpy(contents.scales, scale.codes, sizeof contents.scales);
+    __builtin_memcpy(contents.signs, found.signs + first, sizeof contents.signs);
+    __builtin_memcpy(contents.points, found.points + first, sizeof contents.points);
+    pack(contents, out);
+    if constexpr (type.grid == GridName::IQ3_S) close_gaps(found.empty + first, out);
 }
 
 template <const Lattice &type, class Block>
@@ -379,7 +408,7 @@ static void quantize_weighted(const float *x, const float *importance, int64_t n
                        search(grid, x, importance, blocks, found);
                        __builtin_memset(out, 0, sizeof(Block) * blocks);
                        for (int block = 0; block < blocks; ++block)
-                           pack(found, block * type.sub_blocks(), out[block]);
+                           pack_found(found, block * type.sub_blocks(), out[block]);
                    });
 }
 
@@ -467,16 +496,67 @@ template <const Lattice &type, class Block> static void dequantize(const void *d
         }
 }
 
+// ---- better scales ---------------------------------------------------------------------------
+
+// The scales of the sub-blocks of a block, by their codes.
+
+static inline void read_codes(const uint8_t *pairs, int n, float *codes) {
+    for (int j = 0; j < n; ++j) codes[j] = pairs[j / 2] >> 4 * (j % 2) & 15;
+}
+
+static inline void read_codes(const BlockIQ2_S &block, float *codes) { read_codes(block.scales, 16, codes); }
+static inline void read_codes(const BlockIQ2_XS &block, float *codes) { read_codes(block.scales, 16, codes); }
+static inline void read_codes(const BlockIQ3_S &block, float *codes) { read_codes(block.scales, 8, codes); }
+static inline void read_codes(const BlockIQ2_XXS &block, float *codes) {
+    for (int j = 0; j < 8; ++j) codes[j] = block.qs[4 * j + 3] >> 12;
+}
+static inline void read_codes(const BlockIQ3_XXS &block, float *codes) {
+    for (int j = 0; j < 8; ++j) codes[j] = block.qs[SUPER_BLOCK / 4 + 4 * j + 3] >> 4;
+}
+
+template <class Block> static void read(const void *block, Scales &scales) {
+    scales.d = widen_f16(((const Block *)block)->d);
+    read_codes(*(const Block *)block, scales.scale);
+}
+
+template <const Lattice &type, class Block> static void write(const Scales &scales, const uint8_t *codes, void *block) {
+    const Grid &grid = *find_grid(type.grid);
+    Contents<type> contents{narrow_f16(scales.d), {}, {}, {}};
+    for (int j = 0; j < type.sub_blocks(); ++j, codes += type.size) {
+        contents.scales[j] = (uint8_t)scales.scale[j];
+        for (int i = 0; i < type.size; ++i) contents.signs[j] |= (uint32_t)(codes[i] / GRID_SIGN) << i;
+        for (int k = 0; k < type.groups(); ++k)
+            contents.points[j][k] = (uint16_t)point_of<type.group, type.n_levels>(grid, codes + k * type.group);
+    }
+    pack(contents, *(Block *)block);
+}
+
+template <const Lattice &type>
+constexpr GridCodes GRID_CODES = {type.grid, type.group, type.n_levels,
+                                  type.even_signs ? GridCodes::even_signs : GridCodes::signs};
+
+template <const Lattice &type, class Block>
+constexpr Format FORMAT = {
+    .n_sub = type.sub_blocks(), .size = type.size, .bytes = sizeof(Block),
+    .first = 0, .last = 0, .lowest_scale = 0, .highest_scale = 15, .lowest_minimum = 0,
+    .counts = type.grid == GridName::IQ2_S ? Counts::square_and_mean : Counts::square,
+    .mean = type.mean_squares == 1 ? Mean::of_block : Mean::twice_of_block,
+    .read = read<Block>, .write = write<type, Block>,
+    .first_reach = 4, .reach = 2, .scale_codes = ScaleCodes::odd,
+    .unit = type.group == 8 ? 0.125f : type.grid == GridName::IQ3_XXS ? 0.25f : 1, .grid = &GRID_CODES<type>,
+};
+
+template <const Lattice &type, class Block> constexpr Quantizer quantizer() {
+    return {type.needs_importance() ? nullptr : quantize<type, Block>, dequantize<type, Block>,
+            quantize_weighted<type, Block>, &FORMAT<type, Block>};
+}
+
 } // namespace
 
-const Quantizer quantizer_iq3_s = {quantize<IQ3_S, BlockIQ3_S>, dequantize<IQ3_S, BlockIQ3_S>,
-                                   quantize_weighted<IQ3_S, BlockIQ3_S>};
-const Quantizer quantizer_iq3_xxs = {quantize<IQ3_XXS, BlockIQ3_XXS>, dequantize<IQ3_XXS, BlockIQ3_XXS>,
-                                     quantize_weighted<IQ3_XXS, BlockIQ3_XXS>};
-const Quantizer quantizer_iq2_s = {quantize<IQ2_S, BlockIQ2_S>, dequantize<IQ2_S, BlockIQ2_S>,
-                                   quantize_weighted<IQ2_S, BlockIQ2_S>};
-const Quantizer quantizer_iq2_xs = {nullptr, dequantize<IQ2_XS, BlockIQ2_XS>, quantize_weighted<IQ2_XS, BlockIQ2_XS>};
-const Quantizer quantizer_iq2_xxs = {nullptr, dequantize<IQ2_XXS, BlockIQ2_XXS>,
-                                     quantize_weighted<IQ2_XXS, BlockIQ2_XXS>};
+const Quantizer quantizer_iq3_s = quantizer<IQ3_S, BlockIQ3_S>();
+const Quantizer quantizer_iq3_xxs = quantizer<IQ3_XXS, BlockIQ3_XXS>();
+const Quantizer quantizer_iq2_s = quantizer<IQ2_S, BlockIQ2_S>();
+const Quantizer quantizer_iq2_xs = quantizer<IQ2_XS, BlockIQ2_XS>();
+const Quantizer quantizer_iq2_xxs = quantizer<IQ2_XXS, BlockIQ2_XXS>();
 
 } // namespace phi::PHI_ISA

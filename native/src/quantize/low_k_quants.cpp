@@ -380,6 +380,7 @@ constexpr Format Q3_FORMAT = {
     .first = -4, .last = 3, .lowest_scale = -32, .highest_scale = 31, .lowest_minimum = 0,
     .counts = Counts::square, .mean = Mean::twice_of_block,
     .read = read_q3_k, .write = write_q3_k,
+    .first_reach = 7, .reach = 3, .opposite = Opposite::weighted,
 };
 
 const Quantizer quantizer_q2_k = {quantize_q2_k, dequantize_q2_k, quantize_q2_k_weighted, &Q2_FORMAT};

@@ -234,6 +234,7 @@ constexpr Format XS_FORMAT = {
     .first = LEVELS[0], .last = LEVELS[N_LEVELS - 1], .lowest_scale = -32, .highest_scale = 31, .lowest_minimum = 0,
     .counts = Counts::square, .mean = Mean::twice_of_block,
     .read = read_iq4_xs, .write = write_iq4_xs, .levels = LEVELS,
+    .first_reach = 4, .reach = 4, .opposite = Opposite::always,
 };
 
 const Quantizer quantizer_iq4_nl = {quantize_iq4_nl, dequantize_iq4_nl, quantize_weighted_iq4_nl, &NL_FORMAT};

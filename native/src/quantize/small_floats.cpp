@@ -4,6 +4,7 @@
 #include "../blocks.hpp"
 #include "quantizers.hpp"
 #include "small_blocks.hpp"
+#include "small_float_scales.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -41,11 +42,6 @@ static inline Ints floor_log2(Floats v) {
         for (int lane = 0; lane < LANES; ++lane)
             if (doubtful[lane]) power[lane] = floor_log2(v[lane]);
     return power;
-}
-
-// 2^(e - 127) / 2: e - 1 as the exponent of a float, whose two smallest are subnormal.
-static inline Floats half_of_power(Ints e) {
-    return from_bits(select(e < 2, 0x00200000 + e * 0x00200000, (e - 1) << 23));
 }
 
 static void quantize_mxfp4(const float *x, int64_t n_blocks, void *out) {
@@ -94,13 +90,6 @@ static inline Ints to_ue4m3(Floats v) {
     return select(v > 0.0f, select(v < 0x1p-6f, small, normal), Ints{});
 }
 
-// Half of what the codes stand for; the highest bit does not count, and 127 (no number) is read as 0.
-static inline Floats half_of_ue4m3(Ints code) {
-    const Floats small = to_floats(code & 7) * 0x1p-10f;
-    const Floats normal = from_bits(((code & 127) + ((127 - 8) << 3)) << 20);
-    return select(code == 127, Floats{}, select((code & 0x78) == 0, small, normal));
-}
-
 // Two codes a byte: of weight j low, of weight j + 8 high.
 static inline void pack_sub_block(const uint8_t *codes, uint8_t *qs) {
     store(qs, load<uint64_t>(codes) | load<uint64_t>(codes + 8) << 4);
@@ -141,7 +130,55 @@ static void dequantize_nvfp4(const void *data, int64_t n_blocks, float *x) {
         }
 }
 
-const Quantizer quantizer_mxfp4 = {quantize_mxfp4, dequantize_mxfp4};
-const Quantizer quantizer_nvfp4 = {quantize_nvfp4, dequantize_nvfp4};
+// ---- better scales ---------------------------------------------------------------------------
+
+// From the lowest up, and the codes of these; the last one again, for there are 15.
+constexpr float SORTED[16] = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12, 12};
+constexpr uint8_t CODES[16] = {15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7, 7};
+
+static void read_mxfp4(const void *block, Scales &scales) {
+    scales.d = 1;
+    scales.scale[0] = ((const BlockMXFP4 *)block)->e;
+}
+
+static void write_mxfp4(const Scales &scales, const uint8_t *codes, void *block) {
+    BlockMXFP4 &out = *(BlockMXFP4 *)block;
+    out.e = (uint8_t)scales.scale[0];
+    for (int i = 0; i < BLOCK / 2; ++i) out.qs[i] = CODES[codes[i]] | CODES[codes[i + BLOCK / 2]] << 4;
+}
+
+static void read_nvfp4(const void *block, Scales &scales) {
+    scales.d = 1;
+    for (int s = 0; s < NV_SUB_BLOCKS; ++s) scales.scale[s] = ((const BlockNVFP4 *)block)->d[s];
+}
+
+static void write_nvfp4(const Scales &scales, const uint8_t *codes, void *block) {
+    BlockNVFP4 &out = *(BlockNVFP4 *)block;
+    for (int s = 0; s < NV_SUB_BLOCKS; ++s) {
+        uint8_t its_codes[NV_SUB_BLOCK];
+        for (int i = 0; i < NV_SUB_BLOCK; ++i) its_codes[i] = CODES[codes[s * NV_SUB_BLOCK + i]];
+        out.d[s] = (uint8_t)scales.scale[s];
+        pack_sub_block(its_codes, out.qs + s * NV_SUB_BLOCK / 2);
+    }
+}
+
+constexpr Format MXFP4_FORMAT = {
+    .n_sub = 1, .size = BLOCK, .bytes = sizeof(BlockMXFP4),
+    .first = SORTED[0], .last = SORTED[15], .lowest_scale = 0, .highest_scale = 254, .lowest_minimum = 0,
+    .counts = Counts::equal, .mean = Mean::none,
+    .read = read_mxfp4, .write = write_mxfp4, .levels = SORTED,
+    .first_reach = 1, .scale_codes = ScaleCodes::powers_of_two, .has_d = false,
+};
+
+constexpr Format NVFP4_FORMAT = {
+    .n_sub = NV_SUB_BLOCKS, .size = NV_SUB_BLOCK, .bytes = sizeof(BlockNVFP4),
+    .first = SORTED[0], .last = SORTED[15], .lowest_scale = 0, .highest_scale = 126, .lowest_minimum = 0,
+    .counts = Counts::equal, .mean = Mean::none,
+    .read = read_nvfp4, .write = write_nvfp4, .levels = SORTED,
+    .first_reach = 7, .scale_codes = ScaleCodes::small_floats, .has_d = false,
+};
+
+const Quantizer quantizer_mxfp4 = {quantize_mxfp4, dequantize_mxfp4, nullptr, &MXFP4_FORMAT};
+const Quantizer quantizer_nvfp4 = {quantize_nvfp4, dequantize_nvfp4, nullptr, &NVFP4_FORMAT};
 
 } // namespace phi::PHI_ISA
