@@ -3,7 +3,7 @@
 // vpdpbusd multiplies codes (unsigned) with activations (signed) and adds four neighbours in 32 bits at once.
 #pragma once
 
-#include "quantized_x86.hpp"
+#include "vector_avx512.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -37,7 +37,6 @@ template <int size_, int group_, int pairs_> struct Tile {
     using Block = PanelBlock<size, group, pairs>;
 };
 
-inline __m512i load_512(const void *p) { return _mm512_load_si512(p); }
 inline __m512i repeat_32(const void *p) { return _mm512_set1_epi32(*static_cast<const AnyInt *>(p)); }
 
 // Σ scale · (Σ code · activation, and what it begins with) of one block of 16 rows, for each token.
@@ -104,6 +103,25 @@ void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *
 }
 
 template <class Block>
+void one_token(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, void *scratch) {
+    if constexpr (requires(Block block, PointTable table) { block_sums(block, x, table); }) {
+        int8_t *codes = static_cast<int8_t *>(scratch);
+        in_order_of_points<Traits<Block>::grid>(x.codes, weight.cols, codes);
+        vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, point_table<Block>(),
+                             codes + weight.cols);
+        return;
+    }
+    if constexpr (in_order_of_halves<Block>)
+        if (weight.cols >= 16 * 32 && weight.cols % 128 == 0) {
+            int8_t *codes = static_cast<int8_t *>(scratch);
+            order_by_halves(x.codes, weight.cols, codes);
+            return vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, HalvesInOrder{},
+                                        codes + weight.cols);
+        }
+    vector_matmul<Block>(weight, first, last, x, out, points_of<Block>(), scratch);
+}
+
+template <class Block>
 void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
                       ptrdiff_t stride, void *scratch) {
     using Form = PanelForm<Block>;
@@ -111,7 +129,7 @@ void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const A
         return panel_matmul<Block, Tile<Form::size, Form::group, minima_pairs<Block>()>, panel_tokens>(weight, first, last, x,
                                                                                               out, stride, scratch);
     for (int token = 0; token < x.tokens; ++token)
-        vector_matmul<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride);
+        one_token<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride, scratch);
 }
 
 } // namespace phi::PHI_ISA

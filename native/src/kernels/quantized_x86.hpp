@@ -1,7 +1,8 @@
 // What the AVX2 and AVX-512 products with quantized weights have in common.
 //
-// A single token takes four rows at a time straight from the file: block_sums() gives the integer sums of one
-// block in 8 lanes, and the lanes of four rows are added up together.
+// A single token takes the weights straight from the file, from the first byte of a row to its last: the processor
+// guesses such reading well and fetches ahead. block_sums() gives the integer sums of one block in 8 lanes, and the
+// lanes of four blocks are added up together. Floats come last, for four rows side by side, see dot_rows().
 #pragma once
 
 #include "decode_x86.hpp"
@@ -43,36 +44,58 @@ inline __m256i pick_scales(__m256i scales, int part) {
     return _mm256_shuffle_epi8(scales, _mm256_set1_epi16(static_cast<short>(2 * part | (2 * part + 1) << 8)));
 }
 
+// The sums of a block with the part of a vector that it meets. The instruction set may know a better way for a type.
+// Where types have a grid, a table of its points is handed in.
 template <class Block>
     requires(Traits<Block>::size == 32)
-BlockSums block_sums(const Block &block, const int8_t *x, const int16_t *, Points points) {
+BlockSums block_sums(const Block &block, Vector x, Points points) {
     const __m256i zero = _mm256_setzero_si256();
-    return {dot_codes<Traits<Block>>(zero, codes_of(block, 0, points), load_256(x)), zero};
+    return {dot_codes<Traits<Block>>(zero, codes_of(block, 0, points), load_256(x.codes)), zero};
 }
 
-template <class Block> BlockSums block_sums(const Block &block, const int8_t *x, const int16_t *sums, Points points) {
+template <class Block> BlockSums block_sums(const Block &block, Vector x, Points points) {
     using Form = Traits<Block>;
     const __m256i zero = _mm256_setzero_si256();
     const __m256i scales = scales_of(block);
     __m256i products = zero;
 #pragma GCC unroll 8
     for (int part = 0; part < Form::size / 32; ++part) {
-        const __m256i codes = codes_of(block, part, points), activations = load_256(x + 32 * part);
+        const __m256i codes = codes_of(block, part, points), activations = load_256(x.codes + 32 * part);
         if constexpr (Form::group == 256)
             products = dot_codes<Form>(products, codes, activations);
         else
             products = dot_words(products, word_products<Form>(codes, activations), pick_scales(scales, part));
     }
     if constexpr (Form::is_signed) return {products, zero};
-    const __m256i offsets = _mm256_madd_epi16(offsets_of<Form>(block, scales), load_256(sums));
+    const __m256i offsets = _mm256_madd_epi16(offsets_of<Form>(block, scales), load_256(x.sums));
     if constexpr (Form::minima) return {products, offsets};
     return {_mm256_sub_epi32(products, offsets), zero};
 }
 
 // The sums over the lanes of four vectors.
 inline __m128i sum_lanes(__m256i a, __m256i b, __m256i c, __m256i d) {
-    const __m256i sums = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    const __m256i ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    const __m256i cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    const __m256i sums = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
     return _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+}
+inline __m128i sum_products(const BlockSums *rows) {
+    return sum_lanes(rows[0].products, rows[1].products, rows[2].products, rows[3].products);
+}
+template <class Sums> __m128i sum_offsets(const Sums *rows) {
+    return sum_lanes(rows[0].offsets, rows[1].offsets, rows[2].offsets, rows[3].offsets);
+}
+
+// The sums of four blocks that follow each other; offsets only where a block of 256 has minima.
+struct FourSums {
+    __m128i products, offsets;
+};
+template <class Block, class Table>
+[[gnu::always_inline]] inline FourSums four_sums(const Block *blocks, Vector x, Table table) {
+    using Form = Traits<Block>;
+    decltype(block_sums(*blocks, x, table)) sums[4];
+    for (int i = 0; i < 4; ++i, x = next_block<Block>(x)) sums[i] = block_sums(blocks[i], x, table);
+    return {sum_products(sums), Form::minima && Form::size == 256 ? sum_offsets(sums) : _mm_setzero_si128()};
 }
 
 inline __m128 four_halves(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
@@ -80,9 +103,9 @@ inline __m128 four_halves(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
     return _mm_cvtph_ps(_mm_setr_epi32(low, high, 0, 0));
 }
 
-// Block number `block` of four rows: their d, and their dmin.
-template <class Block> __m128 four_d(const Block *const *rows, int64_t block) {
-    const Block &a = rows[0][block], &b = rows[1][block], &c = rows[2][block], &d = rows[3][block];
+// Of four blocks: d and dmin.
+template <class Block> __m128 four_d(const Block *blocks) {
+    const auto &[a, b, c, d] = *reinterpret_cast<const Block(*)[4]>(blocks);
     if constexpr (!requires { a.d; })
         return _mm_setr_ps(d_of(a), d_of(b), d_of(c), d_of(d));
     else if constexpr (Traits<Block>::parts == 1)
@@ -90,54 +113,120 @@ template <class Block> __m128 four_d(const Block *const *rows, int64_t block) {
     else
         return _mm_mul_ps(four_halves(a.d, b.d, c.d, d.d), _mm_set1_ps(1.0f / Traits<Block>::parts));
 }
-template <class Block> __m128 four_dmin(const Block *const *rows, int64_t block) {
-    const Block &a = rows[0][block], &b = rows[1][block], &c = rows[2][block], &d = rows[3][block];
+template <class Block> __m128 four_dmin(const Block *blocks) {
+    const auto &[a, b, c, d] = *reinterpret_cast<const Block(*)[4]>(blocks);
     if constexpr (Traits<Block>::size == 32)
         return _mm_sub_ps(_mm_setzero_ps(), four_halves(a.m, b.m, c.m, d.m));
     else
         return four_halves(a.dmin, b.dmin, c.dmin, d.dmin);
 }
 
-// Asks for the bytes that will be worked on four rows later. Four short streams are too much for the hardware
-// to guess.
-template <class Block> void prefetch_rows(const Block *row, int64_t blocks, int64_t block) {
-    const char *ahead = reinterpret_cast<const char *>(row + 4 * blocks + 4 * block);
-    for (size_t i = 0; i < 4 * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
-}
+// What a row adds up: for each block a sum of products times d and the vector's scale; where the type has minima, a sum
+// of offsets times dmin and the scale is taken off.
+struct Terms {
+    float *products, *factors, *offsets, *offset_factors;
+};
 
-// Four dot products with one vector.
-template <class Block> __m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Points points) {
+// The terms of four blocks. For blocks of 32 the vector has the sums that offsets are made of.
+template <class Block, class Table>
+[[gnu::always_inline]] inline void set_four_terms(const Block *blocks, Vector x, Table table, const Terms &terms, int64_t at) {
     using Form = Traits<Block>;
-    __m128 totals = _mm_setzero_ps();
-    for (int64_t block = 0; block < blocks; ++block) {
-        prefetch_rows(rows[0], blocks, block);
-        const int16_t *x_sums = x.sums + block * sums_in(Form::size);
-        BlockSums sums[4];
-        for (int row = 0; row < 4; ++row)
-            sums[row] = block_sums(rows[row][block], x.codes + block * Form::size, x_sums, points);
-        const __m128 scale = _mm_set1_ps(x.scales[block]);
-        __m128i products = sum_lanes(sums[0].products, sums[1].products, sums[2].products, sums[3].products);
-        if constexpr (Form::size == 32 && !Form::minima && !signed_codes<Form>())
-            products = _mm_sub_epi32(products, _mm_set1_epi32(Form::zero * *x_sums));
-        totals = _mm_fmadd_ps(_mm_mul_ps(four_d(rows, block), scale), _mm_cvtepi32_ps(products), totals);
-        if constexpr (Form::minima) {
-            const __m128i offsets =
-                Form::size == 32 ? _mm_set1_epi32(*x_sums)
-                                 : sum_lanes(sums[0].offsets, sums[1].offsets, sums[2].offsets, sums[3].offsets);
-            totals = _mm_fnmadd_ps(_mm_mul_ps(four_dmin(rows, block), scale), _mm_cvtepi32_ps(offsets), totals);
-        }
+    auto [products, offsets] = four_sums(blocks, x, table);
+    if constexpr (Form::size == 32) {
+        offsets = _mm_cvtepi16_epi32(load_64(x.sums));
+        if constexpr (!Form::minima && !signed_codes<Form>())
+            products = _mm_sub_epi32(products, _mm_mullo_epi32(offsets, _mm_set1_epi32(Form::zero)));
     }
-    return totals;
+    const __m128 scales = _mm_loadu_ps(x.scales);
+    _mm_storeu_ps(terms.products + at, _mm_cvtepi32_ps(products));
+    _mm_storeu_ps(terms.factors + at, _mm_mul_ps(four_d(blocks), scales));
+    if constexpr (Form::minima) {
+        _mm_storeu_ps(terms.offsets + at, _mm_cvtepi32_ps(offsets));
+        _mm_storeu_ps(terms.offset_factors + at, _mm_mul_ps(four_dmin(blocks), scales));
+    }
 }
 
-template <class Block> void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out) {
-    const Points points = points_of<Block>();
-    for (int64_t row = first; row < last; row += 4) {
-        const Block *rows[4]; // past the end the last one is taken again
-        for (int i = 0; i < 4; ++i) rows[i] = row_of<Block>(weight, row + i < last ? row + i : last - 1);
-        float totals[4];
-        _mm_storeu_ps(totals, dot_rows(rows, weight.cols / Traits<Block>::size, x, points));
-        for (int i = 0; i < 4 && row + i < last; ++i) out[row + i] = totals[i];
+template <class Block, class Table>
+void set_terms_of_short_row(const Block *row, int64_t n, Vector x, Table table, const Terms &terms);
+
+// The terms of n blocks. Where they are no multiple of four, some of the last four are done twice.
+template <class Block, class Table>
+void set_terms(const Block *row, int64_t n, Vector x, Table table, const Terms &terms) {
+    constexpr int size = Traits<Block>::size;
+    if (n < 4) return set_terms_of_short_row(row, n, x, table, terms);
+    for (int64_t block = 0; block < n; block += 4) {
+        const int64_t at = block + 4 <= n ? block : n - 4;
+        set_four_terms(row + at, {x.codes + at * size, x.sums + at * sums_in(size), x.scales + at}, table, terms, at);
+    }
+}
+
+// A row of fewer than four blocks is lengthened with zeros.
+template <class Block, class Table>
+void set_terms_of_short_row(const Block *row, int64_t n, Vector x, Table table, const Terms &terms) {
+    constexpr int size = Traits<Block>::size, n_sums = sums_in(size);
+    Block blocks[4] = {};
+    int8_t codes[4 * size] = {};
+    int16_t sums[4 * n_sums] = {};
+    float scales[4] = {};
+    std::memcpy(blocks, row, n * sizeof(Block));
+    std::memcpy(codes, x.codes, n * size);
+    std::memcpy(sums, x.sums, n * n_sums * sizeof *sums);
+    std::memcpy(scales, x.scales, n * sizeof *scales);
+    set_terms<Block>(blocks, 4, {codes, sums, scales}, table, terms); // again, with four
+}
+
+// Four numbers of each of four rows, `stride` apart, to four vectors of a number of each row.
+inline void load_columns(const float *rows, int64_t stride, __m128 *columns) {
+    for (int i = 0; i < 4; ++i) columns[i] = _mm_loadu_ps(rows + i * stride);
+    _MM_TRANSPOSE4_PS(columns[0], columns[1], columns[2], columns[3]);
+}
+
+// One addition has to wait for the one before it: four times four rows wait together.
+inline constexpr int rows_at_once = 16;
+
+// The terms of the rows, added up one block after the other. `stride`: from row to row.
+template <bool minima> void add_terms(const Terms &terms, int64_t stride, int64_t n, float *out) {
+    constexpr int fours = rows_at_once / 4;
+    __m128 totals[fours], products[4], factors[4], offsets[4], offset_factors[4];
+    for (int four = 0; four < fours; ++four) totals[four] = _mm_setzero_ps();
+    for (int64_t block = 0; block < n; block += 4)
+        for (int four = 0; four < fours; ++four) {
+            const int64_t at = 4 * four * stride + block;
+            load_columns(terms.products + at, stride, products);
+            load_columns(terms.factors + at, stride, factors);
+            if constexpr (minima) load_columns(terms.offsets + at, stride, offsets);
+            if constexpr (minima) load_columns(terms.offset_factors + at, stride, offset_factors);
+            for (int i = 0; i < 4 && block + i < n; ++i) {
+                totals[four] = _mm_fmadd_ps(factors[i], products[i], totals[four]);
+                if constexpr (minima) totals[four] = _mm_fnmadd_ps(offset_factors[i], offsets[i], totals[four]);
+            }
+        }
+    for (int four = 0; four < fours; ++four) _mm_storeu_ps(out + 4 * four, totals[four]);
+}
+
+// Dot products of `rows` rows, at most rows_at_once, with one vector. `room` is for the terms of all blocks.
+template <class Block, class Table>
+void dot_rows(const Matrix &weight, int64_t first, int rows, Vector x, Table table, float *room, float *out) {
+    const int64_t blocks = weight.cols / Traits<Block>::size, stride = (blocks + 3) / 4 * 4;
+    const int64_t all = rows_at_once * stride;
+    const Terms terms{room, room + all, room + 2 * all, room + 3 * all};
+    for (int row = 0; row < rows; ++row) {
+        const Block *weights = row_of<Block>(weight, first + row);
+        const int64_t at = row * stride;
+        const Terms own{terms.products + at, terms.factors + at, terms.offsets + at, terms.offset_factors + at};
+        set_terms(weights, blocks, x, table, own);
+    }
+    add_terms<Traits<Block>::minima>(terms, stride, blocks, out);
+}
+
+// Rows first … last - 1.
+template <class Block, class Table>
+void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, Table table, void *scratch) {
+    for (int64_t row = first; row < last; row += rows_at_once) {
+        const int rows = last - row < rows_at_once ? static_cast<int>(last - row) : rows_at_once;
+        float totals[rows_at_once];
+        dot_rows<Block>(weight, row, rows, x, table, static_cast<float *>(scratch), totals);
+        std::memcpy(out + row, totals, rows * sizeof *totals);
     }
 }
 

@@ -26,6 +26,9 @@ struct Grid {
     const int32_t *full_length;
     // lists of the words of points near a combination, by distance, then by index
     const int32_t *near;
+    // [n_points] the points in 16 bits: the number of each weight's level, the first lowest; and what the levels are
+    const uint16_t *numbers;
+    int8_t levels[16];
 };
 
 // Places in a table for each weight: the levels, rounded up to a power of two.
