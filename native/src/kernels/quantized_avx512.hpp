@@ -107,18 +107,10 @@ void one_token(const Matrix &weight, int64_t first, int64_t last, Vector x, floa
     if constexpr (requires(Block block, PointTable table) { block_sums(block, x, table); }) {
         int8_t *codes = static_cast<int8_t *>(scratch);
         in_order_of_points<Traits<Block>::grid>(x.codes, weight.cols, codes);
-        vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, point_table<Block>(),
-                             codes + weight.cols);
-        return;
+        vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, point_table<Block>());
+    } else {
+        vector_matmul<Block>(weight, first, last, x, out, points_of<Block>());
     }
-    if constexpr (in_order_of_halves<Block>)
-        if (weight.cols >= 16 * 32 && weight.cols % 128 == 0) {
-            int8_t *codes = static_cast<int8_t *>(scratch);
-            order_by_halves(x.codes, weight.cols, codes);
-            return vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, HalvesInOrder{},
-                                        codes + weight.cols);
-        }
-    vector_matmul<Block>(weight, first, last, x, out, points_of<Block>(), scratch);
 }
 
 template <class Block>

@@ -1,8 +1,7 @@
 // What the AVX2 and AVX-512 products with quantized weights have in common.
 //
-// A single token takes the weights straight from the file, from the first byte of a row to its last: the processor
-// guesses such reading well and fetches ahead. block_sums() gives the integer sums of one block in 8 lanes, and the
-// lanes of four blocks are added up together. Floats come last, for four rows side by side, see dot_rows().
+// A single token takes four rows at a time straight from the file: block_sums() gives the integer sums of one
+// block in 8 lanes, and the lanes of four rows are added up together.
 #pragma once
 
 #include "decode_x86.hpp"
@@ -86,26 +85,14 @@ template <class Sums> __m128i sum_offsets(const Sums *rows) {
     return sum_lanes(rows[0].offsets, rows[1].offsets, rows[2].offsets, rows[3].offsets);
 }
 
-// The sums of four blocks that follow each other; offsets only where a block of 256 has minima.
-struct FourSums {
-    __m128i products, offsets;
-};
-template <class Block, class Table>
-[[gnu::always_inline]] inline FourSums four_sums(const Block *blocks, Vector x, Table table) {
-    using Form = Traits<Block>;
-    decltype(block_sums(*blocks, x, table)) sums[4];
-    for (int i = 0; i < 4; ++i, x = next_block<Block>(x)) sums[i] = block_sums(blocks[i], x, table);
-    return {sum_products(sums), Form::minima && Form::size == 256 ? sum_offsets(sums) : _mm_setzero_si128()};
-}
-
 inline __m128 four_halves(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
     const int low = a | b << 16, high = c | d << 16;
     return _mm_cvtph_ps(_mm_setr_epi32(low, high, 0, 0));
 }
 
-// Of four blocks: d and dmin.
-template <class Block> __m128 four_d(const Block *blocks) {
-    const auto &[a, b, c, d] = *reinterpret_cast<const Block(*)[4]>(blocks);
+// Block number `block` of four rows: their d, and their dmin.
+template <class Block> __m128 four_d(const Block *const *rows, int64_t block) {
+    const Block &a = rows[0][block], &b = rows[1][block], &c = rows[2][block], &d = rows[3][block];
     if constexpr (!requires { a.d; })
         return _mm_setr_ps(d_of(a), d_of(b), d_of(c), d_of(d));
     else if constexpr (Traits<Block>::parts == 1)
@@ -113,120 +100,52 @@ template <class Block> __m128 four_d(const Block *blocks) {
     else
         return _mm_mul_ps(four_halves(a.d, b.d, c.d, d.d), _mm_set1_ps(1.0f / Traits<Block>::parts));
 }
-template <class Block> __m128 four_dmin(const Block *blocks) {
-    const auto &[a, b, c, d] = *reinterpret_cast<const Block(*)[4]>(blocks);
+template <class Block> __m128 four_dmin(const Block *const *rows, int64_t block) {
+    const Block &a = rows[0][block], &b = rows[1][block], &c = rows[2][block], &d = rows[3][block];
     if constexpr (Traits<Block>::size == 32)
         return _mm_sub_ps(_mm_setzero_ps(), four_halves(a.m, b.m, c.m, d.m));
     else
         return four_halves(a.dmin, b.dmin, c.dmin, d.dmin);
 }
 
-// What a row adds up: for each block a sum of products times d and the vector's scale; where the type has minima, a sum
-// of offsets times dmin and the scale is taken off.
-struct Terms {
-    float *products, *factors, *offsets, *offset_factors;
-};
+// Asks for the bytes that will be worked on four rows later, of `n` blocks. Four short streams are too much for the
+// hardware to guess.
+template <class Block> void prefetch_rows(const Block *row, int64_t blocks, int64_t block, int n = 1) {
+    const char *ahead = reinterpret_cast<const char *>(row + 4 * blocks + 4 * block);
+    for (size_t i = 0; i < 4 * n * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+}
 
-// The terms of four blocks. For blocks of 32 the vector has the sums that offsets are made of.
+// Four dot products with one vector.
 template <class Block, class Table>
-[[gnu::always_inline]] inline void set_four_terms(const Block *blocks, Vector x, Table table, const Terms &terms, int64_t at) {
+__m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Table table) {
     using Form = Traits<Block>;
-    auto [products, offsets] = four_sums(blocks, x, table);
-    if constexpr (Form::size == 32) {
-        offsets = _mm_cvtepi16_epi32(load_64(x.sums));
-        if constexpr (!Form::minima && !signed_codes<Form>())
-            products = _mm_sub_epi32(products, _mm_mullo_epi32(offsets, _mm_set1_epi32(Form::zero)));
-    }
-    const __m128 scales = _mm_loadu_ps(x.scales);
-    _mm_storeu_ps(terms.products + at, _mm_cvtepi32_ps(products));
-    _mm_storeu_ps(terms.factors + at, _mm_mul_ps(four_d(blocks), scales));
-    if constexpr (Form::minima) {
-        _mm_storeu_ps(terms.offsets + at, _mm_cvtepi32_ps(offsets));
-        _mm_storeu_ps(terms.offset_factors + at, _mm_mul_ps(four_dmin(blocks), scales));
-    }
-}
-
-template <class Block, class Table>
-void set_terms_of_short_row(const Block *row, int64_t n, Vector x, Table table, const Terms &terms);
-
-// The terms of n blocks. Where they are no multiple of four, some of the last four are done twice.
-template <class Block, class Table>
-void set_terms(const Block *row, int64_t n, Vector x, Table table, const Terms &terms) {
-    constexpr int size = Traits<Block>::size;
-    if (n < 4) return set_terms_of_short_row(row, n, x, table, terms);
-    for (int64_t block = 0; block < n; block += 4) {
-        const int64_t at = block + 4 <= n ? block : n - 4;
-        set_four_terms(row + at, {x.codes + at * size, x.sums + at * sums_in(size), x.scales + at}, table, terms, at);
-    }
-}
-
-// A row of fewer than four blocks is lengthened with zeros.
-template <class Block, class Table>
-void set_terms_of_short_row(const Block *row, int64_t n, Vector x, Table table, const Terms &terms) {
-    constexpr int size = Traits<Block>::size, n_sums = sums_in(size);
-    Block blocks[4] = {};
-    int8_t codes[4 * size] = {};
-    int16_t sums[4 * n_sums] = {};
-    float scales[4] = {};
-    std::memcpy(blocks, row, n * sizeof(Block));
-    std::memcpy(codes, x.codes, n * size);
-    std::memcpy(sums, x.sums, n * n_sums * sizeof *sums);
-    std::memcpy(scales, x.scales, n * sizeof *scales);
-    set_terms<Block>(blocks, 4, {codes, sums, scales}, table, terms); // again, with four
-}
-
-// Four numbers of each of four rows, `stride` apart, to four vectors of a number of each row.
-inline void load_columns(const float *rows, int64_t stride, __m128 *columns) {
-    for (int i = 0; i < 4; ++i) columns[i] = _mm_loadu_ps(rows + i * stride);
-    _MM_TRANSPOSE4_PS(columns[0], columns[1], columns[2], columns[3]);
-}
-
-// One addition has to wait for the one before it: four times four rows wait together.
-inline constexpr int rows_at_once = 16;
-
-// The terms of the rows, added up one block after the other. `stride`: from row to row.
-template <bool minima> void add_terms(const Terms &terms, int64_t stride, int64_t n, float *out) {
-    constexpr int fours = rows_at_once / 4;
-    __m128 totals[fours], products[4], factors[4], offsets[4], offset_factors[4];
-    for (int four = 0; four < fours; ++four) totals[four] = _mm_setzero_ps();
-    for (int64_t block = 0; block < n; block += 4)
-        for (int four = 0; four < fours; ++four) {
-            const int64_t at = 4 * four * stride + block;
-            load_columns(terms.products + at, stride, products);
-            load_columns(terms.factors + at, stride, factors);
-            if constexpr (minima) load_columns(terms.offsets + at, stride, offsets);
-            if constexpr (minima) load_columns(terms.offset_factors + at, stride, offset_factors);
-            for (int i = 0; i < 4 && block + i < n; ++i) {
-                totals[four] = _mm_fmadd_ps(factors[i], products[i], totals[four]);
-                if constexpr (minima) totals[four] = _mm_fnmadd_ps(offset_factors[i], offsets[i], totals[four]);
-            }
+    __m128 totals = _mm_setzero_ps();
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<Block>(x)) {
+        prefetch_rows(rows[0], blocks, block);
+        decltype(block_sums(*rows[0], x, table)) sums[4];
+        for (int row = 0; row < 4; ++row) sums[row] = block_sums(rows[row][block], x, table);
+        const __m128 scale = _mm_set1_ps(*x.scales);
+        __m128i products = sum_products(sums);
+        if constexpr (Form::size == 32 && !Form::minima && !signed_codes<Form>())
+            products = _mm_sub_epi32(products, _mm_set1_epi32(Form::zero * *x.sums));
+        totals = _mm_fmadd_ps(_mm_mul_ps(four_d(rows, block), scale), _mm_cvtepi32_ps(products), totals);
+        if constexpr (Form::minima) {
+            const __m128i offsets = Form::size == 32 ? _mm_set1_epi32(*x.sums) : sum_offsets(sums);
+            totals = _mm_fnmadd_ps(_mm_mul_ps(four_dmin(rows, block), scale), _mm_cvtepi32_ps(offsets), totals);
         }
-    for (int four = 0; four < fours; ++four) _mm_storeu_ps(out + 4 * four, totals[four]);
-}
-
-// Dot products of `rows` rows, at most rows_at_once, with one vector. `room` is for the terms of all blocks.
-template <class Block, class Table>
-void dot_rows(const Matrix &weight, int64_t first, int rows, Vector x, Table table, float *room, float *out) {
-    const int64_t blocks = weight.cols / Traits<Block>::size, stride = (blocks + 3) / 4 * 4;
-    const int64_t all = rows_at_once * stride;
-    const Terms terms{room, room + all, room + 2 * all, room + 3 * all};
-    for (int row = 0; row < rows; ++row) {
-        const Block *weights = row_of<Block>(weight, first + row);
-        const int64_t at = row * stride;
-        const Terms own{terms.products + at, terms.factors + at, terms.offsets + at, terms.offset_factors + at};
-        set_terms(weights, blocks, x, table, own);
     }
-    add_terms<Traits<Block>::minima>(terms, stride, blocks, out);
+    return totals;
 }
 
 // Rows first … last - 1.
 template <class Block, class Table>
-void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, Table table, void *scratch) {
-    for (int64_t row = first; row < last; row += rows_at_once) {
-        const int rows = last - row < rows_at_once ? static_cast<int>(last - row) : rows_at_once;
-        float totals[rows_at_once];
-        dot_rows<Block>(weight, row, rows, x, table, static_cast<float *>(scratch), totals);
-        std::memcpy(out + row, totals, rows * sizeof *totals);
+void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, Table table) {
+    for (int64_t row = first; row < last; row += 4) {
+        const Block *rows[4]; // past the end the last one is taken again
+        for (int i = 0; i < 4; ++i) rows[i] = row_of<Block>(weight, row + i < last ? row + i : last - 1);
+        float totals[4];
+        _mm_storeu_ps(totals, dot_rows(rows, weight.cols / Traits<Block>::size, x, table));
+        for (int i = 0; i < 4 && row + i < last; ++i) out[row + i] = totals[i];
     }
 }
 

@@ -1,9 +1,9 @@
 // One token in AVX-512: sums of blocks in fewer instructions than block_sums() of quantized_x86.hpp needs.
 //
 // Three ways to save some:
-//   bits that are already in some place of a byte stay there, and the sum is divided by 2, 4, 16 …;
+//   bits stay where they are in a byte, if there is room, and their sum is divided by 4;
 //   sums of four products meet their scale, not each product;
-//   points of a grid are looked up in registers, 32 at a time, see WordTable.
+//   points of a grid are looked up in registers, 32 at a time, see points_at().
 #pragma once
 
 #include "quantized_x86.hpp"
@@ -59,8 +59,8 @@ inline __m512i quarters_of_x(const int8_t *x, int k) { return join(load_256(x + 
     return without_zero<Traits<BlockTQ2_0>>(products, _mm256_set1_epi16(1), x.sums);
 }
 
-// Bits 2 and 3 of a byte, and bit 4, of the quarters with odd numbers count four times: scales of even ones are multiplied
-// by four instead. Sums of four products, 4 · 28 · 127 at most, fit into words, and pairs of them meet their scale.
+// Codes of quarters with odd numbers stay two bits up and count four times: scales of even ones are multiplied by four
+// as well. Sums of four products, 4 · 28 · 127 at most, fit into words, and pairs of them meet their scale.
 template <class Codes>
 [[gnu::always_inline]] inline __m512i quarters_products(const int8_t *x, __m256i scales, const Codes &codes) {
     const __m512i fourfold = both_halves(_mm256_mullo_epi16(scales, _mm256_set1_epi32(1 << 16 | 4)));
@@ -247,62 +247,64 @@ template <class Block> __m512i codes_of_four(const Block *blocks) {
     return _mm512_permutex2var_epi16(load_512(bytes), order, load_512(bytes + 8));
 }
 
-// Sixteen blocks at a time need activations in another order: of four blocks the first halves, then the others.
-template <class Block> constexpr bool in_order_of_halves = std::is_same_v<Block, BlockQ4_0> || std::is_same_v<Block, BlockIQ4_NL>;
-
-inline void order_by_halves(const int8_t *x, int64_t n, int8_t *out) {
-    for (int64_t i = 0; i < n; i += 128) {
-        const __m512i first = load_512(x + i), last = load_512(x + i + 64);
-        _mm512_storeu_si512(out + i, _mm512_shuffle_i64x2(first, last, 0x88));
-        _mm512_storeu_si512(out + i + 64, _mm512_shuffle_i64x2(first, last, 0xdd));
-    }
-}
-
-// Four sums for each of four blocks: the low four bits are the first 16 weights of each, the high ones the others.
-template <class Block> [[gnu::always_inline]] inline __m512i products_of_four(const Block *blocks, const int8_t *x) {
-    const __m512i bytes = codes_of_four(blocks);
-    __m512i low = _mm512_and_si512(bytes, repeat_8(15));
-    __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), repeat_8(15));
-    if constexpr (std::is_same_v<Block, BlockIQ4_NL>) {
-        const __m512i levels = four_times(load_128(iq4_levels));
-        low = _mm512_shuffle_epi8(levels, low);
-        high = _mm512_shuffle_epi8(levels, high);
-    }
-    return _mm512_dpbusd_epi32(dot_64(low, load_512(x)), high, load_512(x + 64));
-}
-
-// d of sixteen blocks.
-template <class Block> __m512 sixteen_d(const Block *blocks) {
-    const __m512i order = _mm512_set1_epi64(9ll << 16 | 18ll << 32 | 27ll << 48);
+// d of four blocks of four rows: in a lane of 128 bits that of one block of each row.
+template <class Block> __m512 sixteen_d(const Block *const *rows, int64_t block) {
+    const __m512i order = _mm512_setr_epi64(0, 9 * 0x0001000100010001, 18 * 0x0001000100010001, 27 * 0x0001000100010001,
+                                            0, 0, 0, 0);
     __m512i halves = _mm512_setzero_si512();
 #pragma GCC unroll 4
-    for (int four = 0; four < 4; ++four)
-        halves = _mm512_mask_permutexvar_epi16(halves, 15u << 4 * four, order, load_512(blocks + 4 * four));
+    for (int row = 0; row < 4; ++row)
+        halves = _mm512_mask_permutexvar_epi16(halves, 0x1111u << row, order, load_512(rows[row] + block));
     return _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
 }
 
-// The terms of sixteen blocks, with activations in order of halves.
-template <class Block>
-[[gnu::always_inline]] inline void set_sixteen_terms(const Block *blocks, Vector x, const Terms &terms, int64_t at) {
-    __m512i sums[4];
-#pragma GCC unroll 4
-    for (int four = 0; four < 4; ++four) sums[four] = products_of_four(blocks + 4 * four, x.codes + 128 * four);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i products = _mm512_permutexvar_epi32(order, sum_each_four(sums[0], sums[1], sums[2], sums[3]));
-    const __m512i zeros = _mm512_mullo_epi32(_mm512_cvtepi16_epi32(load_256(x.sums)), _mm512_set1_epi32(Traits<Block>::zero));
-    _mm512_storeu_ps(terms.products + at, _mm512_cvtepi32_ps(_mm512_sub_epi32(products, zeros)));
-    _mm512_storeu_ps(terms.factors + at, _mm512_mul_ps(sixteen_d(blocks), _mm512_loadu_ps(x.scales)));
+// One number of each block, in all of its lane.
+inline __m512i in_lanes(__m128i four) {
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                                    _mm512_castsi128_si512(four));
 }
 
-struct HalvesInOrder {};
-
-// Of a multiple of four blocks, at least sixteen.
+// Σ code · activation for four blocks of four rows, placed as d: the low four bits are the first 16 weights of a block.
 template <class Block>
-void set_terms(const Block *row, int64_t n, Vector x, HalvesInOrder, const Terms &terms) {
-    for (int64_t block = 0; block < n; block += 16) {
-        const int64_t at = block + 16 <= n ? block : n - 16;
-        set_sixteen_terms(row + at, {x.codes + 32 * at, x.sums + at, x.scales + at}, terms, at);
+[[gnu::always_inline]] inline __m512i sixteen_products(const Block *const *rows, int64_t block, const int8_t *x) {
+    const __m512i x_first = load_512(x), x_last = load_512(x + 64);
+    const __m512i x_low = _mm512_shuffle_i64x2(x_first, x_last, 0x88), x_high = _mm512_shuffle_i64x2(x_first, x_last, 0xdd);
+    __m512i sums[4];
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+        const __m512i bytes = codes_of_four(rows[row] + block);
+        __m512i low = _mm512_and_si512(bytes, repeat_8(15));
+        __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), repeat_8(15));
+        if constexpr (std::is_same_v<Block, BlockIQ4_NL>) {
+            const __m512i levels = four_times(load_128(iq4_levels));
+            low = _mm512_shuffle_epi8(levels, low);
+            high = _mm512_shuffle_epi8(levels, high);
+        }
+        sums[row] = _mm512_dpbusd_epi32(dot_64(low, x_low), high, x_high);
     }
+    return sum_each_four(sums[0], sums[1], sums[2], sums[3]);
+}
+
+// As the other one, but four blocks at a time.
+template <class Block>
+    requires(std::is_same_v<Block, BlockQ4_0> || std::is_same_v<Block, BlockIQ4_NL>)
+__m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Points points) {
+    if (blocks % 4 != 0) return dot_rows<Block, Points>(rows, blocks, x, points);
+    const __m512i zero = _mm512_set1_epi32(Traits<Block>::zero);
+    __m128 totals = _mm_setzero_ps();
+    for (int64_t block = 0; block < blocks; block += 4) {
+        prefetch_rows(rows[0], blocks, block, 4);
+        const __m512i zeros = _mm512_mullo_epi32(in_lanes(_mm_cvtepi16_epi32(load_64(x.sums + block))), zero);
+        const __m512i products = _mm512_sub_epi32(sixteen_products(rows, block, x.codes + 32 * block), zeros);
+        const __m512 sums = _mm512_cvtepi32_ps(products);
+        const __m512 scales = _mm512_castsi512_ps(in_lanes(load_128(x.scales + block)));
+        const __m512 factors = _mm512_mul_ps(sixteen_d(rows, block), scales);
+        totals = _mm_fmadd_ps(_mm512_castps512_ps128(factors), _mm512_castps512_ps128(sums), totals);
+        totals = _mm_fmadd_ps(_mm512_extractf32x4_ps(factors, 1), _mm512_extractf32x4_ps(sums, 1), totals);
+        totals = _mm_fmadd_ps(_mm512_extractf32x4_ps(factors, 2), _mm512_extractf32x4_ps(sums, 2), totals);
+        totals = _mm_fmadd_ps(_mm512_extractf32x4_ps(factors, 3), _mm512_extractf32x4_ps(sums, 3), totals);
+    }
+    return totals;
 }
 
 } // namespace phi::PHI_ISA
