@@ -73,12 +73,12 @@ test-sanitize: $(VENV)/.test ## the C++ tests with every memory access, overflow
 	  export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	  cmake -S native -B build/$$kind -G Ninja -DPHI_SANITIZE=$$kind >build/tests.log 2>&1 && \
 	  cmake --build build/$$kind >build/tests.log 2>&1 || { cat build/tests.log; exit 1; }; \
-	  ctest --test-dir build/$$kind --output-on-failure || exit 1; \
+	  ctest --test-dir build/$$kind --parallel 2 --output-on-failure || exit 1; \
 	done
 
 test-python: $(VENV)/.test $(SDIST)
 	$(SAY) "running the Python tests"
-	@$(BIN)/python -m pytest --ignore=$(BROWSER)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=$(BROWSER)
 
 test-notebooks: $(VENV)/.test
 	$(SAY) "running the notebooks from top to bottom"
@@ -93,6 +93,7 @@ test-browser: $(VENV)/.test ## three notebooks in JupyterLab in a real browser; 
 notebooks: $(VENV)/.lab ## run the notebooks and keep their outputs, as they are committed
 	$(SAY) "running the notebooks and saving their outputs"
 	@$(BIN)/python -m phicourse.exercises.variants address
+	@$(BIN)/python -m phicourse.exercises.timetable
 	@$(UNATTENDED) $(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --execute \
 	  --NotebookClient.record_timing=False --NotebookClient.store_widget_state=False notebooks/*.ipynb
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --inplace --coalesce-streams notebooks/*.ipynb

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -24,6 +24,8 @@ from phicourse.errors import GenerateError, PhiCourseError
 from phicourse.quantize.mixes import ALIASES, COPY, MIXES
 
 if TYPE_CHECKING:
+    from phicourse.evaluate import Measurement
+    from phicourse.evaluate.rates import Comparison
     from phicourse.generate import LLM
     from phicourse.quantize.importance import ImportanceMatrix
 
@@ -196,6 +198,16 @@ def a_size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def an_amount(text: str) -> int:
+    """An amount of memory from the command line, as 6GB or 5.5GiB, in bytes."""
+    from phicourse.memory import parse_memory
+
+    try:
+        return parse_memory(text)
+    except GenerateError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document. JSON has no infinity and no NaN: null stands for them."""
     print(json.dumps(finite(document), indent=2, allow_nan=False))
@@ -222,6 +234,10 @@ Context = Annotated[
 CacheType = Annotated[
     str,
     typer.Option(metavar="T", help="Keep keys and values as f16, bf16, f32, or smaller: q8_0, q4_0."),
+]
+GpuLayers = Annotated[
+    int,
+    typer.Option("--gpu-layers", metavar="N", help="Layers in PyTorch on a GPU, from the first on; -1: all."),
 ]
 SplitSize = Annotated[
     int | None,
@@ -566,9 +582,7 @@ def run(
     threads: Threads = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",
-    gpu_layers: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Layers on a GPU; this engine has none: 0.")
-    ] = 0,
+    gpu_layers: GpuLayers = 0,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue PROMPT itself, without the chat template.")
     ] = False,
@@ -583,12 +597,10 @@ def run(
     """Answer a prompt."""
     from phicourse.generate import load
 
-    if gpu_layers:
-        raise GenerateError("--gpu-layers: this engine runs on the CPU only; leave the option out")
     if lookup and draft is not None:
         raise typer.BadParameter("--lookup and --draft exclude each other")
     text = read_prompt(prompt)
-    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type)
+    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
     options: dict[str, Any] = {
         "max_tokens": None if n < 0 else n,
         "temperature": temp,
@@ -644,12 +656,17 @@ def tell_guesses(llm: "LLM") -> None:
 def chat(
     file: Model,
     system: Annotated[str | None, typer.Option(metavar="S", help="What the model is to be.")] = None,
+    threads: Threads = None,
+    ctx: Context = None,
+    cache_type: CacheType = "f16",
+    gpu_layers: GpuLayers = 0,
 ) -> None:
     """Talk with a model: /help says how, Ctrl-D ends."""
     from phicourse.generate import load
     from phicourse.generate.repl import Repl
 
-    Repl(load(file), None if system is None else checked(system)).run()
+    llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
+    Repl(llm, None if system is None else checked(system)).run()
 
 
 @app.command()
@@ -820,25 +837,96 @@ def bench(
     ] = 0,
     threads: Threads = None,
     cache_type: CacheType = "f16",
+    gpu_layers: GpuLayers = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(parser=a_path, metavar="PNG", help="Draw the speeds below the machine's roof."),
+    ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure tokens per second of prompt processing and generation."""
+    """Measure tokens per second of prompt processing and generation.
+
+    Beside them stand multiply-adds and bytes a second, and what this machine does of both at best.
+    """
     from phicourse.evaluate import bench
+    from phicourse.evaluate.rates import compare_with_machine
     from phicourse.generate import load
 
     n_ctx = depth + max(n_prompt, n_gen, 1)
-    llm = load(file, n_ctx=n_ctx, threads=threads, cache_type=cache_type)
+    llm = load(file, n_ctx=n_ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
     bos = llm.tokenizer.bos if llm.tokenizer.vocabulary.add_bos else None
     measured = bench(
         llm.backend, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions, depth=depth, bos=bos
     )
+    compared = compare_with_machine(llm, measured, n_prompt, n_gen, depth)
+    if plot is not None:
+        draw_roof(compared, plot, force)
     if as_json:
         size = sum(tensor.nbytes for tensor in llm.tensors)
-        print_json([m.as_dict() | {"model": str(file), "tensor_bytes": size} for m in measured])
-        return
-    print(f"{file.name}, {llm.backend.name}, mean of {repetitions}")
-    for m in measured:
+        about = {"model": str(file), "tensor_bytes": size}
+        rates = (
+            [rate.as_dict(compared.machine) for rate in compared.rates] if compared else [{}] * len(measured)
+        )
+        print_json([m.as_dict() | about | rate for m, rate in zip(measured, rates, strict=True)])
+    else:
+        print(f"{file.name}, {llm.backend.name}, mean of {repetitions}")
+        print_speeds(measured, compared)
+
+
+def print_speeds(measured: "Sequence[Measurement]", compared: "Comparison | None") -> None:
+    """Print a benchmark, and how far it is from the machine's limits where that is known."""
+    for i, m in enumerate(measured):
         print(f"{m.test:16s} {m.tokens_per_second:12.2f} ± {m.stddev:.2f} tokens/s")
+        if compared is not None:
+            print(f"    {compared.rates[i].line(compared.machine)}")
+    if compared is not None:
+        print(compared.machine)
+
+
+def draw_roof(compared: "Comparison | None", plot: Path, force: bool) -> None:
+    """Write a PNG file of a benchmark below the machine's roof."""
+    from phicourse.evaluate.rates import draw_rates
+    from phicourse.gguf import atomic_output
+
+    if compared is None:
+        raise GenerateError("--plot shows the engine alone: not with --gpu-layers, nor where PyTorch runs")
+    with atomic_output(plot, force) as temporary:
+        figure = draw_rates(compared.machine, {"phicourse": compared.rates})
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+@app.command()
+def plan(
+    file: Model,
+    memory: Annotated[int, typer.Option(parser=an_amount, metavar="SIZE", help="The GPU's: 6GB, 5.5GiB, 0.")],
+    ram: Annotated[
+        int | None,
+        typer.Option(
+            parser=an_amount, metavar="SIZE", help="The machine's own.  [default: what is free here]"
+        ),
+    ] = None,
+    ctx: Context = None,
+    cache_type: CacheType = "f16",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say what fits where: layers on a GPU, context, keys and values."""
+    from phicourse.generate.backends import thread_count
+    from phicourse.generate.fit import plan_memory
+    from phicourse.gguf import GGUFFile
+    from phicourse.memory import available_memory
+
+    ram = available_memory() if ram is None else ram
+    if ram is None:
+        raise GenerateError("this system does not say how much memory is free: tell it with --ram")
+    report = plan_memory(
+        GGUFFile.open(file), memory, ram, threads=thread_count(threads), n_ctx=ctx, cache_type=cache_type
+    )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print(report)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The compiled half of phicourse: quantizers and the engine (C++, native/)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,14 @@ def quantize(
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
     best: bool = False,
-) -> None:
+) -> int | None:
     """Quantize rows.
 
     x           (rows, n) float32, finite
     out         (rows, row_bytes) uint8, written
     importance  (n,) float32, finite and not negative: how much each column counts
     best        smaller errors than llama.cpp's in the same format, instead of its bytes
+    returns     number of the first block with a scale too large for its field, which is infinite; None for none
     raises      ValueError: unknown type, wrong shape, a type that needs importance or has no better search, or
                 `row R column C is inf/nan`
     """
@@ -49,7 +50,7 @@ def quantize_f16(
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
     best: bool = False,
-) -> None:
+) -> int | None:
     """As quantize, but x holds the bits of float16 values (`x.view(np.uint16)`)."""
 
 def quantize_bf16(
@@ -60,7 +61,7 @@ def quantize_bf16(
     isa: str | None = None,
     importance: NDArray[np.float32] | None = None,
     best: bool = False,
-) -> None:
+) -> int | None:
     """As quantize, but x holds the bits of bfloat16 values."""
 
 def dequantize(
@@ -103,9 +104,11 @@ def multiply(
     """
 
 class Engine:
-    """The forward pass of Phi-3 on weights in the types of a GGUF file, which stay where they are.
+    """The forward pass of a Phi on weights in the types of a GGUF file, which stay where they are.
 
-    Logits depend on the text alone, not on the threads nor on how it was cut into calls.
+    It has several sequences: texts that are read and continued at the same time, each with n_ctx positions of its
+    own. Logits depend on their own text alone, not on the threads, nor on how the text was cut into calls, nor on
+    what other sequences read. Python's other threads run while it works; those that call it wait for each other.
     """
 
     def __init__(
@@ -115,43 +118,86 @@ class Engine:
         n_ctx: int,
         threads: int,
         cache_type: str = "F16",
+        n_sequences: int = 1,
     ) -> None:
-        """Check everything and make room for n_ctx positions.
+        """Check everything and make room for n_ctx positions of each sequence.
 
-        config      the fields of PhiConfig under their names: numbers and lists, None where there is none
+        config      the fields of PhiConfig under their names: numbers and lists, None where there is none. With
+                    "first_layer" the layers before it are computed elsewhere: neither they nor the embedding,
+                    unless it is the output matrix, too, may be among the tensors
         tensors     {name in a GGUF file: (type, rows, columns, its bytes)}; a vector is one row
         cache_type  how keys and values are kept: F32, F16, BF16, Q8_0 or Q4_0
-        raises      ValueError: a field, a missing, unknown or misshapen tensor, n_ctx, threads, cache_type
+        raises      ValueError: a field, a missing, unknown or misshapen tensor, a number, cache_type
                     KeyError, TypeError: a field of config is missing or has another type
         """
 
     def forward(self, tokens: NDArray[np.int32], all_logits: bool) -> NDArray[np.float32]:
-        """Append tokens (n,) to the text; logits after each (n, vocabulary), or after the last (1, vocabulary).
+        """Append tokens (n,) to sequence 0; logits after each (n, vocabulary), or after the last (1, vocabulary).
 
         A text that grows past LongRoPE's switch is computed anew with the long factors. The GIL is released;
         an interrupt is noticed every 512 tokens and leaves the text as it was.
         raises   ValueError without tokens; IndexError: an id outside the vocabulary, or no room left
         """
 
-    def input_squares(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float64]]:
-        """Forget the text and read tokens (n,) instead, to see what the weights are multiplied with.
+    def forward_hidden(
+        self, hidden: NDArray[np.float32], n_logits: int, text_length: int
+    ) -> NDArray[np.float32]:
+        """Append what the layers before "first_layer" made of n tokens; logits after the last n_logits of them.
 
-        returns  {name in a GGUF file: (columns,)}: of every matrix but the embedding, the sums over the n
-                 tokens of the squares of its input
+        hidden       (n, hidden_size) float32
+        text_length  of the whole text that they are part of: it chooses LongRoPE's factors. Where these change,
+                     the caller truncates to 0 first and begins again
+        returns      (n_logits, vocabulary) float32
+        raises       ValueError: an engine without "first_layer", wrong shape or numbers, other factors in the cache
+        """
+
+    def forward_many(
+        self, parts: Sequence[tuple[int, NDArray[np.int32]]], all_logits: bool
+    ) -> NDArray[np.float32]:
+        """Append tokens to several sequences at once, as forward: all weights are read once for all of them.
+
+        parts    (sequence, its tokens (n,)), each sequence at most once
+        returns  logits after each token (all tokens of all parts, vocabulary), or after each part's last
+                 (parts, vocabulary), in the order of the parts
+        raises   as forward, and ValueError without parts or with a sequence twice; IndexError: no such sequence
+        """
+
+    def input_squares(
+        self, tokens: NDArray[np.int32]
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Forget sequence 0 and read tokens (n,) instead, to see what the weights are multiplied with.
+
+        returns  {name in a GGUF file: (sums, counts)} for every matrix but the embedding: the sums over the
+                 tokens of the squares of its input (matrices, columns), one matrix or as many as experts, and
+                 how many tokens each met (matrices,)
         raises   as forward
         """
 
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on; IndexError where there are fewer."""
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        """Forget every position of a sequence from `length` on; IndexError where there are fewer."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a sequence the first `length` positions of another; IndexError where that has fewer."""
+
+    def length(self, sequence: int) -> int:
+        """How many positions a sequence has."""
 
     @property
     def position(self) -> int:
-        """How many positions the text has."""
+        """How many positions sequence 0 has."""
 
     @property
     def n_ctx(self) -> int:
-        """How many positions there is room for."""
+        """How many positions each sequence has room for."""
+
+    @property
+    def n_sequences(self) -> int:
+        """How many sequences there are: 0 to n_sequences - 1."""
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that keys and values of a full context take."""
+        """Bytes that keys and values take when the contexts of all sequences are full."""
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of everything else that it has made room for: the vectors of a batch, and the threads' scratch."""

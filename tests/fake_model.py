@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from phicourse.generate import LLM
+from phicourse.generate.backends import OneSequence
 
 BOS, EOG = 256, 257
 VOCAB = 258  # every byte, and the two above
 
 
 @dataclass
-class FakeBackend:
+class FakeBackend(OneSequence):
     """Counts what it computes; `script` forces the tokens that follow given prefixes' lengths."""
 
     n_ctx: int = 64
@@ -46,7 +47,7 @@ class FakeBackend:
         self.calls.append(len(ids))
         return np.stack(rows if all_logits else rows[-1:])
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int, sequence: int = 0) -> None:
         assert length <= len(self.ids)
         del self.ids[length:]
 

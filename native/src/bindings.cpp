@@ -8,14 +8,17 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -59,21 +62,31 @@ static void check_shapes(const phi::TypeInfo &type, size_t rows, size_t n, size_
                                   .c_str());
 }
 
+// NumPy makes arrays that begin anywhere; compiled loops rely on whole numbers of elements.
+template <class T> static void check_aligned(const char *name, const T *data) {
+    if (reinterpret_cast<uintptr_t>(data) % alignof(T) != 0)
+        throw nb::value_error(
+            (std::string(name) + " must begin at an address divisible by " + std::to_string(alignof(T))).c_str());
+}
+
 // F is the storage of a source weight: float, or the bits of a float16 or bfloat16.
 template <phi::Type source, class F>
-static void quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
-                     const std::optional<std::string> &isa, const Importance &importance, bool best) {
+static std::optional<int64_t> quantize(const std::string &type_name, Matrix<const F> x, Matrix<uint8_t> out, int threads,
+                                       const std::optional<std::string> &isa, const Importance &importance, bool best) {
     const phi::TypeInfo &type = phi::type_info(type_name);
     if (importance && importance->size() != x.shape(1))
         throw nb::value_error(("importance has " + std::to_string(importance->size()) + " numbers, rows have " +
                                std::to_string(x.shape(1)))
                                   .c_str());
     check_shapes(type, x.shape(0), x.shape(1), out.shape(0), out.shape(1));
+    check_aligned("x", x.data());
+    if (importance) check_aligned("importance", importance->data());
     const phi::Isa chosen = isa_or_active(isa);
     try {
         nb::gil_scoped_release release;
-        phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
-                      importance ? importance->data() : nullptr, best ? phi::Search::best : phi::Search::reference);
+        return phi::quantize(type.type, source, x.data(), x.shape(0), x.shape(1), out.data(), threads, chosen,
+                             importance ? importance->data() : nullptr,
+                             best ? phi::Search::best : phi::Search::reference);
     } catch (const phi::NonFiniteError &error) {
         throw nb::value_error(error.what());
     }
@@ -83,6 +96,7 @@ static void dequantize(const std::string &type_name, Matrix<const uint8_t> data,
                        const std::optional<std::string> &isa) {
     const phi::TypeInfo &type = phi::type_info(type_name);
     check_shapes(type, out.shape(0), out.shape(1), data.shape(0), data.shape(1));
+    check_aligned("out", out.data());
     const phi::Isa chosen = isa_or_active(isa);
     nb::gil_scoped_release release;
     phi::dequantize(type.type, data.data(), out.shape(0), out.shape(1), out.data(), threads, chosen);
@@ -181,6 +195,7 @@ static phi::Config config_from(const nb::dict &fields) {
     config.architecture = &phi::find_architecture(field<std::string>(fields, "architecture"));
     config.hidden_size = field<int64_t>(fields, "hidden_size");
     config.n_layers = field<int64_t>(fields, "n_layers");
+    config.first_layer = field_or<int64_t>(fields, "first_layer", 0);
     config.n_heads = field<int64_t>(fields, "n_heads");
     config.n_kv_heads = field<int64_t>(fields, "n_kv_heads");
     config.head_size = field<int64_t>(fields, "head_size");
@@ -205,33 +220,46 @@ static phi::Config config_from(const nb::dict &fields) {
     return config;
 }
 
-// The engine with the arrays that its weights lie in, which must live as long as it does.
+// The engine with the arrays that its weights lie in, which must live as long as it does. While it works Python's
+// other threads run; those that call it wait until it is free.
 class PythonEngine {
   public:
     using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    using Part = std::pair<int64_t, Tokens>; // what a sequence reads
 
     PythonEngine(const nb::dict &config, const nb::dict &tensors, int64_t n_ctx, int threads,
-                 const std::string &cache_type)
-        : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type) {}
+                 const std::string &cache_type, int64_t n_sequences)
+        : engine_(config_from(config), keep(tensors), n_ctx, threads, phi::type_info(cache_type).type,
+                  phi::active_isa(), n_sequences) {}
 
-    nb::object forward(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens, bool all_logits) {
-        const size_t rows = all_logits ? tokens.size() : 1, cols = engine_.config().vocab_size;
-        auto logits = std::make_unique<float[]>(rows * cols);
-        {
-            nb::gil_scoped_release release;
-            engine_.forward({tokens.data(), tokens.size()}, all_logits, logits.get(), check_signals);
+    nb::object forward(const Tokens &tokens, bool all_logits) { return forward_many({{0, tokens}}, all_logits); }
+
+    nb::object forward_many(const std::vector<Part> &parts, bool all_logits) {
+        std::vector<phi::Reading> readings;
+        size_t rows = 0;
+        for (const auto &[sequence, tokens] : parts) {
+            check_aligned("tokens", tokens.data());
+            readings.push_back({sequence, {tokens.data(), tokens.size()}});
+            rows += all_logits ? tokens.size() : 1;
         }
-        float *data = logits.release();
-        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
-        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
+        return logits_of(rows,
+                         [&](float *logits) { engine_.forward(readings, all_logits, logits, check_signals); });
     }
 
-    nb::dict input_squares(nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> tokens) {
+    nb::object forward_hidden(Matrix<const float> hidden, int64_t n_logits, int64_t text_length) {
+        if (n_logits < 0 || static_cast<size_t>(n_logits) > hidden.shape(0))
+            throw nb::value_error("n_logits must be from 0 to the number of hidden states");
+        check_aligned("hidden", hidden.data());
+        return logits_of(n_logits, [&](float *logits) {
+            engine_.forward_hidden({hidden.data(), hidden.size()}, n_logits, text_length, logits, check_signals);
+        });
+    }
+
+    nb::dict input_squares(const Tokens &tokens) {
+        check_aligned("tokens", tokens.data());
         phi::InputSquares squares;
-        {
-            nb::gil_scoped_release release;
-            squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals);
-        }
+        alone([&] { squares = engine_.input_squares({tokens.data(), tokens.size()}, check_signals); });
         nb::dict arrays;
         for (auto &[name, tensor] : squares) {
             using Sums = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
@@ -245,12 +273,41 @@ class PythonEngine {
         return arrays;
     }
 
-    void truncate(int64_t length) { engine_.truncate(length); }
-    int64_t position() const { return engine_.position(); }
+    void truncate(int64_t length, int64_t sequence) {
+        alone([&] { engine_.truncate(length, sequence); });
+    }
+    void copy(int64_t source, int64_t target, int64_t length) {
+        alone([&] { engine_.copy(source, target, length); });
+    }
+    int64_t length(int64_t sequence) {
+        int64_t length = 0;
+        alone([&] { length = engine_.position(sequence); });
+        return length;
+    }
+    int64_t position() { return length(0); }
     int64_t n_ctx() const { return engine_.n_ctx(); }
+    int64_t n_sequences() const { return engine_.n_sequences(); }
     size_t cache_bytes() const { return engine_.cache_bytes(); }
+    size_t work_bytes() const { return engine_.work_bytes(); }
 
   private:
+    // Waits for the engine without the GIL, which the one that has it may ask for.
+    template <class Work> void alone(const Work &work) {
+        nb::gil_scoped_release release;
+        const std::lock_guard lock(busy_);
+        work();
+    }
+
+    // An array (rows, vocabulary) that `compute` has filled.
+    template <class Compute> nb::object logits_of(size_t rows, const Compute &compute) {
+        const size_t cols = engine_.config().vocab_size;
+        auto logits = std::make_unique_for_overwrite<float[]>(rows * cols);
+        alone([&] { compute(logits.get()); });
+        float *data = logits.release();
+        nb::capsule owner(data, [](void *memory) noexcept { delete[] static_cast<float *>(memory); });
+        return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, cols}, owner));
+    }
+
     // Between batches of a long prompt: Ctrl-C stops it.
     static void check_signals() {
         nb::gil_scoped_acquire acquire;
@@ -276,6 +333,7 @@ class PythonEngine {
 
     std::vector<Bytes> buffers_; // before engine_, which keep() runs ahead of
     phi::Engine engine_;
+    std::mutex busy_;
 };
 
 // Types of floats are read in place, so that they must lie where such numbers may.
@@ -288,6 +346,8 @@ static void multiply(const std::string &type_name, Matrix<const uint8_t> data, M
         throw nb::value_error(("out has rows for " + std::to_string(out.shape(0)) + " vectors, x has " +
                                std::to_string(x.shape(0)))
                                   .c_str());
+    check_aligned("x", x.data());
+    check_aligned("out", out.data());
     if (reinterpret_cast<uintptr_t>(data.data()) % (type.type == phi::Type::F32 ? 4 : 2) != 0)
         throw nb::value_error("the weights must begin at an address divisible by the size of their numbers");
     const phi::Isa chosen = isa_or_active(isa);
@@ -301,14 +361,20 @@ static void bind_engine(nb::module_ &m) {
     m.def("multiply", multiply, "type"_a, "data"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
           "threads"_a = 1, "isa"_a = nb::none());
     nb::class_<PythonEngine>(m, "Engine")
-        .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &>(), "config"_a,
-             "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16")
-        .def("forward", &PythonEngine::forward, "tokens"_a, "all_logits"_a)
-        .def("input_squares", &PythonEngine::input_squares, "tokens"_a)
-        .def("truncate", &PythonEngine::truncate, "length"_a)
+        .def(nb::init<const nb::dict &, const nb::dict &, int64_t, int, const std::string &, int64_t>(), "config"_a,
+             "tensors"_a, "n_ctx"_a, "threads"_a, "cache_type"_a = "F16", "n_sequences"_a = 1)
+        .def("forward", &PythonEngine::forward, "tokens"_a.noconvert(), "all_logits"_a)
+        .def("forward_many", &PythonEngine::forward_many, "parts"_a.noconvert(), "all_logits"_a)
+        .def("forward_hidden", &PythonEngine::forward_hidden, "hidden"_a.noconvert(), "n_logits"_a, "text_length"_a)
+        .def("input_squares", &PythonEngine::input_squares, "tokens"_a.noconvert())
+        .def("truncate", &PythonEngine::truncate, "length"_a, "sequence"_a = 0)
+        .def("copy", &PythonEngine::copy, "source"_a, "target"_a, "length"_a)
+        .def("length", &PythonEngine::length, "sequence"_a)
         .def_prop_ro("position", &PythonEngine::position)
         .def_prop_ro("n_ctx", &PythonEngine::n_ctx)
-        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes);
+        .def_prop_ro("n_sequences", &PythonEngine::n_sequences)
+        .def_prop_ro("cache_bytes", &PythonEngine::cache_bytes)
+        .def_prop_ro("work_bytes", &PythonEngine::work_bytes);
 }
 
 // ----------------------------------------------------------------------------------------------

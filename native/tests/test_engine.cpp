@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 
 using phi::Config;
 using phi::Engine;
@@ -411,6 +412,116 @@ static void test_truncate() {
     }
 }
 
+// ---- the last layers alone -------------------------------------------------------------------
+
+static Floats embedding_rows(const Model &model, const Tokens &tokens) {
+    const Floats &table = model.values("token_embd.weight");
+    const int64_t hidden = model.config.hidden_size;
+    Floats rows;
+    for (int32_t token : tokens) rows.insert(rows.end(), &table[token * hidden], &table[token * hidden] + hidden);
+    return rows;
+}
+
+// The model with `extra` layers before its own that are computed elsewhere, and without an embedding.
+static void put_layers_in_front(Model &model, int64_t extra) {
+    phi::Tensors moved;
+    for (const auto &[name, tensor] : model.tensors) {
+        const size_t dot = name.find('.', 4);
+        if (name.starts_with("blk."))
+            moved["blk." + std::to_string(std::stoi(name.substr(4)) + extra) + name.substr(dot)] = tensor;
+        else if (name != "token_embd.weight" || !model.has("output.weight"))
+            moved[name] = tensor;
+    }
+    model.tensors = moved;
+    model.config.n_layers += extra;
+    model.config.first_layer = extra;
+}
+
+// An engine that is handed the embedding's rows gives the bits of one that looks them up, in any cuts, also where
+// the text has outgrown LongRoPE's switch.
+static void test_hidden_states() {
+    for (const Config &config : {longrope_config(), phi2_config(), phimoe_config()})
+        for (bool tied : {false, true})
+            for (int n : {1, 60, 100}) {
+                Model model(config, tied);
+                const Tokens tokens = random_tokens(n, config);
+                const Floats expected = fresh(model, tokens), hidden = embedding_rows(model, tokens);
+                put_layers_in_front(model, 3);
+                Engine engine(model.config, model.tensors, 128, 2);
+                Floats logits(expected.size());
+                const int64_t half = n / 2, size = config.hidden_size;
+                const std::span<const float> all(hidden);
+                if (half > 0) engine.forward_hidden(all.first(half * size), half, n, logits.data());
+                engine.forward_hidden(all.subspan(half * size), n - half, n, &logits[half * config.vocab_size]);
+                check(engine.position() == n, "position after hidden states");
+                check_same(logits, expected, "logits of hidden states");
+                engine.truncate(0);
+                Floats last(config.vocab_size);
+                engine.forward_hidden(all, 1, n, last.data());
+                check_same(last, last_rows(expected, 1, config), "logits of the last hidden state");
+            }
+}
+
+// Without a layer of its own an engine is the last norm and the output matrix.
+static void test_no_layers() {
+    Model model(small_config());
+    const Floats hidden = embedding_rows(model, {3, 4, 5});
+    Config config = model.config;
+    config.first_layer = config.n_layers;
+    phi::Tensors rest;
+    for (const std::string name : {"output_norm.weight", "output.weight"}) rest[name] = model.tensors.at(name);
+    Engine engine(config, rest, 10, 2, phi::Type::F32);
+    Floats logits(3 * config.vocab_size);
+    engine.forward_hidden(hidden, 3, 3, logits.data());
+    check(engine.cache_bytes() == 0, "an engine without layers needs no cache");
+    const Floats &norm = model.values("output_norm.weight"), &matrix = model.values("output.weight");
+    Doubles expected;
+    for (int token = 0; token < 3; ++token) {
+        const float *x = &hidden[token * config.hidden_size];
+        double squares = 0;
+        for (int64_t i = 0; i < config.hidden_size; ++i) squares += static_cast<double>(x[i]) * x[i];
+        const double scale = 1 / std::sqrt(squares / static_cast<double>(config.hidden_size) + config.norm_eps);
+        for (int64_t row = 0; row < config.vocab_size; ++row) {
+            double sum = 0;
+            for (int64_t i = 0; i < config.hidden_size; ++i)
+                sum += x[i] * scale * norm[i] * matrix[row * config.hidden_size + i];
+            expected.push_back(sum);
+        }
+    }
+    check_close(relative_error(logits, expected), 0, 1e-5, "the head alone, written out");
+}
+
+static void test_bad_hidden_states() {
+    Model model(longrope_config());
+    const Floats hidden = embedding_rows(model, random_tokens(70, model.config));
+    const std::span<const float> all(hidden);
+    const int64_t size = model.config.hidden_size;
+    Floats logits(70 * model.config.vocab_size);
+    const auto refused = [&](Engine &engine, std::span<const float> states, int64_t n_logits, int64_t length,
+                             const std::string &part) {
+        check_throws<std::invalid_argument>(
+            [&] { engine.forward_hidden(states, n_logits, length, logits.data()); }, part);
+    };
+    Engine whole(model.config, model.tensors, 64, 1);
+    refused(whole, all.first(size), 1, 1, "begins with the embedding");
+    put_layers_in_front(model, 1);
+    Engine engine(model.config, model.tensors, 100, 1);
+    check_throws<std::invalid_argument>([&] { forward(engine, Tokens{1}); }, "takes hidden states");
+    refused(engine, all.first(0), 0, 1, "one or more rows of 48");
+    refused(engine, all.first(size + 1), 1, 2, "one or more rows of 48");
+    refused(engine, all.first(size), 2, 1, "n_logits must be from 0 to 1");
+    refused(engine, all.first(3 * size), 1, 2, "text_length must be from 3 to 100");
+    refused(engine, all.first(size), 1, 101, "text_length must be from 1 to 100");
+    engine.forward_hidden(all.first(10 * size), 0, 60, logits.data());
+    refused(engine, all.first(size), 1, 65, "truncate to 0 first");
+    check(engine.position() == 10, "a refused call changed the text");
+    engine.truncate(0);
+    engine.forward_hidden(all, 70, 70, logits.data());
+    model.config.first_layer = 4;
+    check_throws<std::invalid_argument>([&] { Engine(model.config, model.tensors, 64, 1); },
+                                        "first_layer must be from 0 to 3");
+}
+
 // Every key and value head twice is the same model with two query heads each.
 static void test_grouped_heads() {
     Config config = small_config();
@@ -478,6 +589,115 @@ static void test_mixed_types() {
         size += std::pow(double(exact[i]), 2);
     }
     check(difference < 0.2 * size, "mixed types are far from the weights that they were made of");
+}
+
+// ---- several sequences -----------------------------------------------------------------------
+
+// A text in a sequence of an engine with several, and alone in an engine of its own.
+struct Twin {
+    Twin(const Model &model, int64_t n_ctx, phi::Type cache_type)
+        : alone(model.config, model.tensors, n_ctx, 1, cache_type) {}
+
+    Engine alone;
+    Tokens text;
+};
+
+using Twins = std::deque<Twin>; // engines cannot be moved
+
+static Twins twins_of(const Model &model, int n, int64_t n_ctx, phi::Type cache_type) {
+    Twins twins;
+    for (int i = 0; i < n; ++i) twins.emplace_back(model, n_ctx, cache_type);
+    return twins;
+}
+
+// Some sequences read at once; each gets the bits that it would get alone.
+static void read_at_once(Engine &engine, Twins &twins, const std::map<int, Tokens> &parts, bool all_logits,
+                         const std::string &what) {
+    std::vector<phi::Reading> readings;
+    Floats expected;
+    for (const auto &[sequence, tokens] : parts) {
+        readings.push_back({sequence, tokens});
+        Twin &twin = twins[sequence];
+        const Floats of_one = forward(twin.alone, tokens, all_logits);
+        expected.insert(expected.end(), of_one.begin(), of_one.end());
+        twin.text.insert(twin.text.end(), tokens.begin(), tokens.end());
+    }
+    Floats got(expected.size());
+    engine.forward(readings, all_logits, got.data());
+    check_same(got, expected, what);
+}
+
+static void truncate(Engine &engine, Twins &twins, int sequence, int64_t length) {
+    engine.truncate(length, sequence);
+    twins[sequence].alone.truncate(length);
+    twins[sequence].text.resize(length);
+}
+
+static void copy(Engine &engine, Twins &twins, int source, int target, int64_t length) {
+    engine.copy(source, target, length);
+    Tokens text(twins[source].text.begin(), twins[source].text.begin() + length);
+    twins[target].alone.truncate(0);
+    if (length > 0) forward(twins[target].alone, text);
+    twins[target].text = std::move(text);
+}
+
+// Reads, forgets and copies at random, often beyond LongRoPE's switch at 64 tokens and back.
+static void test_sequences(const Config &config, phi::Type cache_type, int threads) {
+    constexpr int n = 4, n_ctx = 120;
+    const Model model(config);
+    Engine engine(config, model.tensors, n_ctx, threads, cache_type, phi::active_isa(), n);
+    Twins twins = twins_of(model, n, n_ctx, cache_type);
+    Random random(threads);
+    for (int step = 0; step < 12; ++step) {
+        std::map<int, Tokens> parts;
+        for (int i = 0; i < n; ++i) {
+            const int64_t length = engine.position(i);
+            if (length > 90) truncate(engine, twins, i, random.bits() % length);
+            if (random.bits() % 8 == 0) copy(engine, twins, i, random.bits() % n, random.bits() % (engine.position(i) + 1));
+        }
+        for (int i = 0; i < n; ++i) {
+            const int64_t room = n_ctx - engine.position(i), most = random.bits() % 3 ? 1 : 50;
+            if (room == 0 || (i > 0 && random.bits() % 4 == 0)) continue;
+            parts[i] = random_tokens(1 + random.bits() % std::min(most, room), config, random.bits());
+        }
+        if (!parts.empty()) read_at_once(engine, twins, parts, random.bits() % 2, "sequences, step " + std::to_string(step));
+    }
+    for (int i = 0; i < n; ++i) {
+        check(engine.position(i) == static_cast<int64_t>(twins[i].text.size()), "position of a sequence");
+        if (engine.position(i) == n_ctx) truncate(engine, twins, i, n_ctx - 1);
+        read_at_once(engine, twins, {{i, {3}}}, false, "sequences at the end");
+        const Floats fresh_pass = last_rows(fresh(model, twins[i].text, 1, cache_type), 1, config);
+        twins[i].alone.truncate(engine.position(i) - 1);
+        check_same(forward(twins[i].alone, Tokens{3}), fresh_pass, "sequences and a fresh pass");
+    }
+}
+
+static void test_sequences() {
+    Config window = longrope_config(), moe_window = phimoe_config();
+    window.sliding_window = 9;
+    moe_window.sliding_window = 40;
+    int threads = 1;
+    for (const Config &config : {small_config(), longrope_config(), window, phi2_config(), moe_window})
+        for (phi::Type cache_type : phi::cache_types) test_sequences(config, cache_type, 1 + threads++ % 3);
+}
+
+// More tokens than go through the layers at once; what is thrown then leaves all texts as they were.
+static void test_long_sequences() {
+    Config config = longrope_config();
+    config.context_length = 800;
+    config.original_context_length = 400;
+    const Model model(config);
+    Engine engine(config, model.tensors, 800, 2, phi::Type::F16, phi::active_isa(), 3);
+    Twins twins = twins_of(model, 3, 800, phi::Type::F16);
+    read_at_once(engine, twins, {{0, random_tokens(300, config)}, {2, random_tokens(9, config)}}, true, "two texts");
+    const Tokens more = random_tokens(150, config, 1), first = random_tokens(600, config, 2);
+    const std::vector<phi::Reading> readings = {{2, more}, {1, first}, {0, more}};
+    Floats logits(3 * config.vocab_size);
+    const auto stop = [] { throw std::runtime_error("stop"); };
+    check_throws<std::runtime_error>([&] { engine.forward(readings, false, logits.data(), stop); }, "stop");
+    check(engine.position(0) == 300 && engine.position(1) == 0 && engine.position(2) == 9, "texts after an interrupt");
+    read_at_once(engine, twins, {{0, more}, {1, first}, {2, more}}, true, "three long texts");
+    check(engine.cache_bytes() == 3 * twins[0].alone.cache_bytes(), "bytes of three caches");
 }
 
 // ---- experts ---------------------------------------------------------------------------------
@@ -646,20 +866,51 @@ static void test_bad_calls() {
                "after refused calls");
 }
 
+static void test_bad_sequences() {
+    const Model model(small_config());
+    Engine engine(model.config, model.tensors, 10, 1, phi::Type::F16, phi::active_isa(), 2);
+    const Tokens good{1, 2, 3}, bad{4, 61}, none;
+    Floats logits(2 * model.config.vocab_size);
+    const auto read = [&](const std::vector<phi::Reading> &readings) { engine.forward(readings, false, logits.data()); };
+    read({{1, good}});
+    check_throws<std::invalid_argument>([&] { read({}); }, "at least one sequence");
+    check_throws<std::out_of_range>([&] { read({{0, good}, {2, good}}); }, "sequence 2 does not exist: there are 0 to 1");
+    check_throws<std::out_of_range>([&] { read({{-1, good}}); }, "sequence -1 does not exist");
+    check_throws<std::invalid_argument>([&] { read({{0, good}, {0, good}}); }, "sequence 0 is named twice");
+    check_throws<std::out_of_range>([&] { read({{0, good}, {1, bad}}); }, "token 61 is not in the vocabulary");
+    check_throws<std::invalid_argument>([&] { read({{0, good}, {1, none}}); }, "at least one token");
+    check_throws<std::out_of_range>([&] { engine.truncate(0, 2); }, "sequence 2 does not exist");
+    check_throws<std::out_of_range>([&] { engine.position(2); }, "sequence 2 does not exist");
+    check_throws<std::out_of_range>([&] { engine.copy(1, 2, 1); }, "sequence 2 does not exist");
+    check_throws<std::out_of_range>([&] { engine.copy(1, 0, 4); }, "cannot copy 4 tokens of a text of 3");
+    check_throws<std::out_of_range>([&] { engine.copy(1, 0, -1); }, "cannot copy -1 tokens");
+    check(engine.position(0) == 0 && engine.position(1) == 3, "a refused call changed a text");
+    for (int64_t n : {0, 1025})
+        check_throws<std::invalid_argument>(
+            [&] { Engine(model.config, model.tensors, 10, 1, phi::Type::F16, phi::active_isa(), n); },
+            "n_sequences must be from 1 to 1024, not " + std::to_string(n));
+}
+
 int main() {
     test_against_written_out();
     test_threads();
     test_cuts();
     test_last_logits();
     test_truncate();
+    test_hidden_states();
+    test_no_layers();
+    test_bad_hidden_states();
     test_grouped_heads();
     test_window();
     test_mixed_types();
+    test_sequences();
+    test_long_sequences();
     test_router();
     test_input_squares();
     test_interrupt();
     test_interrupt_at_the_switch();
     test_refusals();
     test_bad_calls();
+    test_bad_sequences();
     return report("engine");
 }

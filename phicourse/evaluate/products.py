@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import PhiCourseError
+from phicourse.evaluate.llama_library import llama_cpp_library
 from phicourse.gguf.types import tensor_type
 
 Float32 = NDArray[np.float32]
@@ -85,14 +85,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 @cache
 def _ggml() -> ctypes.CDLL | None:
     """Load the library that computes, out of llama-cpp-python; None where that is not installed."""
-    try:
-        import llama_cpp
-    except ImportError:
+    path = llama_cpp_library("ggml-cpu")
+    if path is None:
         return None
-    found = sorted(Path(llama_cpp.__file__).with_name("lib").glob("*ggml-cpu.*"))
-    if not found:
-        return None
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -4,6 +4,7 @@ Made for a small model and a short text, where a trial takes less than a second.
 watch, or spoil one tensor at a time and see which of them matter.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,10 @@ class MixTrials:
         if key not in self._known:
             self._known[key] = self._measure(mix, tensor_types, imatrix)
         return self._known[key]
+
+    def measure_alone(self, name: str, type: str) -> Trial:
+        """Quantize one tensor to a type, leave all others as F16, and measure: whatever is lost, it did."""
+        return self.measure("Q8_0", (f"^{re.escape(name)}$={type.lower()}", ".=f16"))
 
     def _measure(self, mix: str, tensor_types: Sequence[str], imatrix: ImportanceMatrix | None) -> Trial:
         plan = self.plan(mix, tensor_types, imatrix)

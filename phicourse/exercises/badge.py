@@ -6,12 +6,12 @@ from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phicourse.evaluate.llama_library import llama_cpp_library
 from phicourse.gguf.types import TensorType, tensor_type
 from phicourse.plots.layout import draw_byte_differences
 from phicourse.plots.style import png_of, size_of
@@ -24,14 +24,10 @@ _JUDGE = "llama.cpp"
 @cache
 def _ggml() -> ctypes.CDLL | None:
     """Load ggml's library out of llama-cpp-python; None where that is not installed."""
-    try:
-        import llama_cpp
-    except ImportError:
+    path = llama_cpp_library("ggml-base")
+    if path is None:
         return None
-    libraries = sorted(Path(llama_cpp.__file__).with_name("lib").glob("*ggml-base.*"))
-    if not libraries:
-        return None
-    library = ctypes.CDLL(str(libraries[0]))
+    library = ctypes.CDLL(str(path))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     sizes = [ctypes.c_int64] * 3
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *sizes, ctypes.c_void_p]

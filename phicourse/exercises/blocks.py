@@ -77,7 +77,7 @@ def rows(largest: float) -> dict[str, Float32]:
 # ---- Q8_0 ------------------------------------------------------------------------------------------------
 
 
-@exercise("07.1", "A scale and 32 codes", difficulty=2, minutes=15)
+@exercise("07.1", "A scale and 32 codes", difficulty=2, minutes=15, core=True)
 def quantize_q8_0(answer: Answer) -> Mistake | None:
     """Hold `quantize_q8_0(x)` against the course's, byte by byte, on rows chosen for the usual mistakes."""
     for where, x in rows(127).items():
@@ -146,7 +146,7 @@ def _decoded(expected: Float32, got: Any, wrong: Mapping[str, NDArray[Any]]) -> 
 # ---- nibbles ---------------------------------------------------------------------------------------------
 
 
-@exercise("07.3", "Two codes in a byte", difficulty=2, minutes=10)
+@exercise("07.3", "Two codes in a byte", difficulty=2, minutes=10, core=True)
 def pack_nibbles(answer: Answer) -> Mistake | None:
     """Hold `pack_nibbles(codes)` against the course's."""
     rng = np.random.default_rng(3)
@@ -181,7 +181,7 @@ def _likely_type(got: Any) -> str:
 # ---- Q4_0 ------------------------------------------------------------------------------------------------
 
 
-@exercise("07.4", "Sixteen levels around zero", difficulty=3, minutes=15)
+@exercise("07.4", "Sixteen levels around zero", difficulty=3, minutes=15, core=True)
 def quantize_q4_0(answer: Answer) -> Mistake | None:
     """Hold `quantize_q4_0(x)` against the course's, byte by byte."""
     for where, x in rows(8).items():

@@ -34,7 +34,7 @@ def _example() -> tuple[bytes, dict[str, NDArray[np.float32]]]:
     return raw, {"early": bfloat16_to_float32(_BF16), "late": late}
 
 
-@exercise("01.1", "Open the header", difficulty=1, minutes=5)
+@exercise("01.1", "Open the header", difficulty=1, minutes=5, core=True)
 def read_header(answer: Answer) -> Mistake | None:
     """Hold `read_header(raw) -> (header, data_start)` against a small file."""
     raw, _ = _example()
@@ -55,7 +55,7 @@ def read_header(answer: Answer) -> Mistake | None:
     )
 
 
-@exercise("01.2", "BF16 by hand", difficulty=2, minutes=10)
+@exercise("01.2", "BF16 by hand", difficulty=2, minutes=10, core=True)
 def bf16_to_float32(answer: Answer) -> Mistake | None:
     """Hold `bf16_to_float32(bits)` against ours on chosen numbers, and on all 65,536 patterns but the NaNs."""
     everything = np.arange(1 << 16, dtype="<u2")

@@ -10,6 +10,7 @@ from phicourse.exercises.exercise import Mistake
 
 _AROUND = 8  # bytes that are shown of a difference
 _NOTHING = "a function without `return` gives None"
+_TRUTHS = "True or False for each: that is what a comparison gives"
 
 
 def compare_values(where: str, expected: Any, got: Any, likely: str = "") -> Mistake | None:
@@ -28,6 +29,8 @@ def compare_arrays(where: str, expected: NDArray[Any], got: Any, likely: str = "
     if got.shape != expected.shape:
         return Mistake(f"{where}: the shape", str(expected.shape), str(got.shape), likely)
     if got.dtype != expected.dtype:
+        if expected.dtype == bool:
+            likely = _TRUTHS
         return Mistake(f"{where}: the type of the numbers", str(expected.dtype), str(got.dtype), likely)
     different = np.argwhere(~np.equal(expected, got) & ~((expected != expected) & (got != got)))
     if not len(different):
@@ -85,7 +88,7 @@ def show_bytes(raw: bytes, at: int) -> str:
 def compare_bytes(where: str, expected: bytes, got: Any, likely: str = "") -> Mistake | None:
     """Compare byte strings."""
     if not isinstance(got, bytes):
-        return Mistake(where, "bytes", repr(got), _NOTHING if got is None else "")
+        return Mistake(where, "bytes", repr(got), _NOTHING if got is None else 'b"".join(parts) makes bytes')
     at = first_difference(expected, got)
     if at is None:
         return None

@@ -39,7 +39,7 @@ def code_vector(x: Float32, block: int = 32) -> tuple[Codes, Float32]:
     return codes, largest / np.float32(127)
 
 
-@exercise("11.1", "A vector in eight bits", difficulty=2, minutes=10)
+@exercise("11.1", "A vector in eight bits", difficulty=2, minutes=10, core=True)
 def vector_codes(answer: Answer) -> Mistake | None:
     """Hold `code_vector(x, block)` against the engine's rule, on vectors chosen for the usual mistakes."""
     for where, x, block in _vectors():
@@ -246,6 +246,8 @@ def product(answer: Answer) -> Mistake | None:
         expected = _block_terms(blocks, codes, scales).sum(axis=-1).astype(np.float32)
         if not isinstance(got, np.ndarray) or got.shape != expected.shape or got.dtype != np.float32:
             likely = "the scales are float32, the codes whole numbers: the result is .astype(np.float32)"
+            if isinstance(got, np.ndarray) and got.shape != expected.shape:
+                likely = "one number for each row: sum over its weights, then over its blocks"
             mistake = compare_arrays(where, expected, got, likely if isinstance(got, np.ndarray) else "")
         else:
             mistake = _compare_sums(where, blocks, codes, scales, got)
@@ -394,7 +396,7 @@ def attainable(tokens: int, bytes_per_weight: float, bandwidth: float, peak: flo
     return min(peak, bandwidth * tokens / bytes_per_weight)
 
 
-@exercise("11.6", "The roof", difficulty=2, minutes=10)
+@exercise("11.6", "The roof", difficulty=2, minutes=10, core=True)
 def roof(answer: Answer) -> Mistake | None:
     """Check `attainable(tokens, bytes_per_weight, bandwidth, peak)` left and right of the edge."""
     cases = [

@@ -43,6 +43,7 @@ class Exercise:
 
     id          notebook and number, "01.2"
     difficulty  1 to 5; minutes: what most people need
+    is_core     whether it is on the path for two days
     find        looks for the first mistake
     """
 
@@ -50,13 +51,15 @@ class Exercise:
     title: str
     difficulty: int
     minutes: int
+    is_core: bool
     find: Callable[[Answer], Mistake | None]
 
     @property
     def header(self) -> str:
         """The heading that the exercise has in its notebook."""
         dots = "●" * self.difficulty + "○" * (HARDEST - self.difficulty)
-        return f"Exercise {self.id} · {self.title}   {dots} · {self.minutes} minutes"
+        path = "core" if self.is_core else "optional"
+        return f"Exercise {self.id} · {self.title}   {dots} · {self.minutes} minutes · {path}"
 
     def __call__(self, answer: Answer) -> None:
         """Check an answer, print the verdict and note it for `phicourse.progress()`."""
@@ -70,6 +73,8 @@ class Exercise:
             return
         record.note(self.id, solved=mistake is None)
         print(mistake or f"✔ {self.id} {self.title}: right.")
+        if mistake and not mistake.likely:
+            print("  try       a case so small that you can do it by hand, with `print` between the steps")
 
     def judge(self, answer: Answer) -> Mistake | None:
         """Return the first mistake, None where the answer is right; NotImplementedError where it is a stub.
@@ -102,12 +107,12 @@ EXERCISES: dict[str, Exercise] = {}
 
 
 def exercise(
-    id: str, title: str, *, difficulty: int, minutes: int
+    id: str, title: str, *, difficulty: int, minutes: int, core: bool = False
 ) -> Callable[[Callable[[Answer], Mistake | None]], Exercise]:
     """Make an exercise of a check and put it into the registry."""
 
     def register(find: Callable[[Answer], Mistake | None]) -> Exercise:
-        EXERCISES[id] = Exercise(id, title, difficulty, minutes, find)
+        EXERCISES[id] = Exercise(id, title, difficulty, minutes, core, find)
         return EXERCISES[id]
 
     return register

@@ -51,7 +51,7 @@ def numbers(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@exercise("05.1", "RMSNorm", difficulty=1, minutes=5)
+@exercise("05.1", "RMSNorm", difficulty=1, minutes=5, core=True)
 def rms_norm(answer: Answer) -> Mistake | None:
     """Hold `rms_norm(x, weight, eps)` against ours on ordinary vectors, and on ones so small that eps counts."""
     weight, eps = np.linspace(0.5, 2, 8, dtype=np.float32), 1e-5
@@ -87,7 +87,7 @@ def _wrong_norms(x: Array, weight: Array, eps: float) -> dict[str, Array]:
     }
 
 
-@exercise("05.2", "Turn the pairs", difficulty=2, minutes=10)
+@exercise("05.2", "Turn the pairs", difficulty=2, minutes=10, core=True)
 def rotate(answer: Answer) -> Mistake | None:
     """Hold `rotate(x, cos, sin)` against ours."""
     x, angles = numbers(3, 2, 5, 8), np.abs(numbers(4, 5, 4))
@@ -189,7 +189,7 @@ def _wrong_masks(n_tokens: int, window: int | None) -> dict[str, Mask]:
     }
 
 
-@exercise("05.5", "Attention", difficulty=3, minutes=15)
+@exercise("05.5", "Attention", difficulty=3, minutes=15, core=True)
 def attention(answer: Answer) -> Mistake | None:
     """Hold `attention(q, k, v, seen) -> (mix, weights)` against ours: plain, grouped, and with large numbers."""
     seen = finished().window_mask(5, 3)

@@ -16,7 +16,7 @@ TOLERANCE = 1e-6  # of the largest number: softmax in float32 is as good as in f
 _NEVER = -np.inf
 
 
-@exercise("06.1", "Remember", difficulty=1, minutes=5)
+@exercise("06.1", "Remember", difficulty=1, minutes=5, core=True)
 def append(answer: Answer) -> Mistake | None:
     """Give `append(cache, layer, keys, values)` two layers in turns, and look at what it returns and keeps."""
     rng = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def finished_odds(logits: NDArray[np.float32], t: float) -> Float64Array:
     return probabilities(temperature(logits, t))
 
 
-@exercise("06.4", "Temperature", difficulty=1, minutes=5)
+@exercise("06.4", "Temperature", difficulty=1, minutes=5, core=True)
 def odds(answer: Answer) -> Mistake | None:
     """Hold `odds(logits, temperature)` against ours: warm, cold, zero, and with logits that exp cannot bear."""
     logits = np.array([1.5, -2, 3, 0.25, _NEVER, 2.5], np.float32)
@@ -216,7 +216,7 @@ def _wrong_survivors(
     }
 
 
-@exercise("06.6", "The loop", difficulty=3, minutes=15)
+@exercise("06.6", "The loop", difficulty=3, minutes=15, core=True)
 def generate(answer: Answer) -> Mistake | None:
     """Let `generate(step, prompt, choose, stop, max_tokens)` talk to a model that knows one sentence."""
     prompt, sentence, end = [1, 7, 7], [4, 8, 2, 6], 9

@@ -56,7 +56,7 @@ def _type(value: str | int | float) -> ValueType:
     return types[type(value)]
 
 
-@exercise("02.1", "A string", difficulty=1, minutes=5)
+@exercise("02.1", "A string", difficulty=1, minutes=5, core=True)
 def pack_string(answer: Answer) -> Mistake | None:
     """Hold `pack_string(text) -> bytes` against strings of one and of several bytes a character."""
     for text in ("phi3", "", "Φ ▁tiny"):
@@ -82,10 +82,10 @@ def _string(text: str, got: Any) -> str:
         + b"\0": "no zero byte at the end: the length says where it ends",
         raw: "the length comes first",
     }
-    return wrong.get(got, "") if isinstance(got, bytes) else ""
+    return wrong.get(got, "the text in UTF-8: `text.encode()`") if isinstance(got, bytes) else ""
 
 
-@exercise("02.2", "A value and its type", difficulty=2, minutes=10)
+@exercise("02.2", "A value and its type", difficulty=2, minutes=10, core=True)
 def pack_value(answer: Answer) -> Mistake | None:
     """Hold `pack_value(value) -> bytes` against a string, a whole number and a float."""
     cases = {
@@ -101,7 +101,7 @@ def pack_value(answer: Answer) -> Mistake | None:
     return None
 
 
-@exercise("02.3", "How many zeros", difficulty=1, minutes=5)
+@exercise("02.3", "How many zeros", difficulty=1, minutes=5, core=True)
 def padding(answer: Answer) -> Mistake | None:
     """Hold `padding(n_bytes, alignment=32) -> int` against sizes around the multiples."""
     for n_bytes, alignment in ((0, 32), (1, 32), (31, 32), (32, 32), (33, 32), (100, 64), (5, 1)):
@@ -119,7 +119,7 @@ def padding(answer: Answer) -> Mistake | None:
     return None
 
 
-@exercise("02.4", "The writer", difficulty=3, minutes=20)
+@exercise("02.4", "The writer", difficulty=3, minutes=20, core=True)
 def writer(answer: Answer) -> Mistake | None:
     """Hold `write_gguf(metadata, tensors) -> bytes` against the course's writer, byte by byte."""
     small: tuple[Metadata, Tensors] = {"general.architecture": "phi3"}, {"x": _TENSORS["b.weight"]}
@@ -189,7 +189,12 @@ def _compare_pairs(got: dict[str, Any]) -> Mistake | None:
 
 
 def _compare_tensors(got: dict[str, Any]) -> Mistake | None:
-    mistake = compare_values("the names of the tensors", list(_TENSORS), list(got))
+    mistake = compare_values(
+        "the names of the tensors",
+        list(_TENSORS),
+        list(got),
+        "as many entries as the header counts, right behind the last key; each begins with its name",
+    )
     for name, weights in _TENSORS.items():
         likely = _tensor(weights, got.get(name))
         mistake = mistake or compare_arrays(f"tensor {name!r}", weights, got[name], likely)

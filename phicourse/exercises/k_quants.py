@@ -107,7 +107,7 @@ def sub_blocks() -> dict[str, Float32]:
 # ---- the fit ---------------------------------------------------------------------------------------------
 
 
-@exercise("08.1", "A line through 32 points", difficulty=3, minutes=20)
+@exercise("08.1", "A line through 32 points", difficulty=3, minutes=20, core=True)
 def fit_line(answer: Answer) -> Mistake | None:
     """Hold `fit_line(x, weights, codes) -> (scale, minimum)` against least squares, to the last bit."""
     for where, x in sub_blocks().items():
@@ -171,7 +171,8 @@ def _compare_parts(
     tolerance  how close counts as the same mistake; what is right but for that has a reason of its own
     """
     if not isinstance(got, tuple) or len(got) != len(expected):
-        return Mistake(f"{where}: what comes back", f"a tuple: {', '.join(names)}", repr(got))
+        likely = f"return {', '.join(names)}"
+        return Mistake(f"{where}: what comes back", f"a tuple: {', '.join(names)}", repr(got), likely)
     likely = next((text for text, wrong in reasons.items() if _is_like(wrong, got, tolerance)), "")
     if tolerance and _is_like(expected, got, tolerance):
         likely = _IN_ORDER
@@ -195,7 +196,7 @@ def _is_like(expected: tuple[NDArray[Any], ...], got: tuple[Any, ...], tolerance
 # ---- the search ------------------------------------------------------------------------------------------
 
 
-@exercise("08.2", "The search", difficulty=4, minutes=25)
+@exercise("08.2", "The search", difficulty=4, minutes=25, core=True)
 def search(answer: Answer) -> Mistake | None:
     """Hold `search(x, weights) -> (scale, minimum, codes)` against the course's, bit by bit."""
     for where, x in sub_blocks().items():
@@ -349,7 +350,7 @@ def super_blocks() -> dict[str, Float32]:
     }
 
 
-@exercise("08.5", "The whole super-block", difficulty=4, minutes=30)
+@exercise("08.5", "The whole super-block", difficulty=4, minutes=30, core=True)
 def quantize_q4_k(answer: Answer) -> Mistake | None:
     """Hold `quantize_q4_k(x)` against the course's, byte by byte."""
     for where, x in super_blocks().items():

@@ -19,11 +19,11 @@ _CODES = (-8, 7)
 _TRIALS = range(-9, 10)
 
 
-def _numbers(got: Any, shape: tuple[int, ...], where: str) -> Mistake | None:
+def _numbers(got: Any, shape: tuple[int, ...], where: str, likely: str) -> Mistake | None:
     """Say what is wrong with an array of floats before its values are looked at."""
     if not isinstance(got, np.ndarray):
         return compare_arrays(where, np.zeros(shape), got)
-    return None if got.shape == shape else Mistake(f"{where}: the shape", str(shape), str(got.shape))
+    return None if got.shape == shape else Mistake(f"{where}: the shape", str(shape), str(got.shape), likely)
 
 
 def _close(where: str, expected: Array, got: Array, likely: str) -> Mistake | None:
@@ -43,7 +43,7 @@ def mean_squares(chunks: Sequence[Array]) -> Array:
     return np.asarray((np.concatenate(chunks).astype(np.float64) ** 2).mean(axis=0))
 
 
-@exercise("10.1", "An importance matrix", difficulty=2, minutes=10)
+@exercise("10.1", "An importance matrix", difficulty=2, minutes=10, core=True)
 def importance(answer: Answer) -> Mistake | None:
     """Hold `importance(chunks) -> (columns,)` against the mean of squares over the tokens of all chunks."""
     rng = np.random.default_rng(10)
@@ -60,8 +60,9 @@ def importance(answer: Answer) -> Mistake | None:
         "squares, not magnitudes": np.abs(everything).mean(axis=0),
         "divide by the number of tokens": (everything**2).sum(axis=0),
     }
-    likely = _matching(wrong, got) or "one number a column: sum over the tokens, axis 0"
-    return _numbers(got, (4,), "the importance") or _close("the importance", expected, got, likely)
+    by_column = "one number a column: sum over the tokens, axis 0"
+    likely = _matching(wrong, got) or by_column
+    return _numbers(got, (4,), "the importance", by_column) or _close("the importance", expected, got, likely)
 
 
 def _matching(wrong: dict[str, Array], got: Any) -> str:
@@ -241,7 +242,8 @@ def decode_block(answer: Answer) -> Mistake | None:
         raw = np.float16(0.25).tobytes() + rng.bytes(64)
         expected = dequantize_iq2_xxs(np.frombuffer(raw, TENSOR_TYPES["IQ2_XXS"].dtype))
         got = answer(raw, grid.copy())
-        mistake = _numbers(got, (256,), "the weights") or _close(
+        all_of_them = "eight pairs of words, each with four groups of eight weights"
+        mistake = _numbers(got, (256,), "the weights", all_of_them) or _close(
             "the weights",
             expected,
             np.asarray(got, np.float32),

@@ -123,7 +123,7 @@ def _likely_bits(shapes: Shapes, types: Types, got: Any) -> str:
 # ---- 09.2 and 09.3 ---------------------------------------------------------------------------------------
 
 
-@exercise("09.2", "Who gets more", difficulty=1, minutes=5)
+@exercise("09.2", "Who gets more", difficulty=1, minutes=5, core=True)
 def more_bits(answer: Answer) -> Mistake | None:
     """Hold `more_bits(layer, n_layers)` against the rule, for models of 4 to 40 layers."""
     for n_layers in (32, 4, 24, 40):
@@ -161,7 +161,7 @@ def _likely_layers(n: int, got: list[int]) -> str:
     return next((text for text, layers in wrong.items() if layers == got), "")
 
 
-@exercise("09.3", "The policy of Q4_K_M", difficulty=3, minutes=20)
+@exercise("09.3", "The policy of Q4_K_M", difficulty=3, minutes=20, core=True)
 def q4_k_m(answer: Answer) -> Mistake | None:
     """Hold `q4_k_m(names, n_layers)` against the types of Phi-3.5-mini, Phi-4-mini and Phi-2."""
     models = {
@@ -272,7 +272,7 @@ def _steps(mix: Types, damage: Costs, sizes: Costs, left: float) -> list[tuple[f
     return steps
 
 
-@exercise("09.5", "A mix of your own", difficulty=3, minutes=20)
+@exercise("09.5", "A mix of your own", difficulty=3, minutes=20, core=True)
 def best_mix(answer: Answer) -> Mistake | None:
     """Let `best_mix(damage, sizes, budget)` spend small budgets, and compare what harm remains."""
     for where, (damage, sizes, budget) in _BUDGETS.items():
@@ -281,7 +281,8 @@ def best_mix(answer: Answer) -> Mistake | None:
             {n: dict(of) for n, of in damage.items()}, {n: dict(of) for n, of in sizes.items()}, budget
         )
         if not isinstance(got, dict) or got.keys() != expected.keys():
-            return Mistake(where, "a dict with a type for each tensor", repr(got))
+            likely = "return the mix: every tensor has a type in it, from the first on"
+            return Mistake(where, "a dict with a type for each tensor", repr(got), likely)
         spent = sum(sizes[name].get(type, 0) for name, type in got.items())
         if spent > budget:
             return Mistake(

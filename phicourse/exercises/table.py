@@ -15,6 +15,7 @@ class Row(NamedTuple):
     id: str
     title: str
     minutes: int
+    is_core: bool
     state: str
     tries: int
 
@@ -39,8 +40,9 @@ class Progress:
     __repr__ = __str__
 
     def _summary(self) -> str:
-        left = sum(row.minutes for row in self.rows if row.state != _SOLVED)
-        rest = f"; about {left} minutes are left" if left else ""
+        left = [row for row in self.rows if row.state != _SOLVED]
+        minutes, core = sum(row.minutes for row in left), sum(row.minutes for row in left if row.is_core)
+        rest = f"; about {minutes} minutes are left, {core or 'none'} of them core" if left else ""
         return f"{self.n_solved} of {len(self.rows)} solved{rest}"
 
     def _repr_html_(self) -> str:
@@ -72,7 +74,7 @@ def progress(notebook: str | None = None) -> Progress:
         if notebook in (None, id.partition(".")[0]):
             mine = tried.get(id, record.Attempts())
             state = _SOLVED if mine.solved else _TRIED if mine.tries else _OPEN
-            rows.append(Row(id, exercise.title, exercise.minutes, state, mine.tries))
+            rows.append(Row(id, exercise.title, exercise.minutes, exercise.is_core, state, mine.tries))
     return Progress(rows)
 
 

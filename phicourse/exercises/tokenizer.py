@@ -16,7 +16,7 @@ _SCORES: Scores = {piece: float(-place) for place, piece in enumerate(_PIECES)}
 _TEXTS = ("▁the", "▁then", "▁tin", "aaa", "aaaaa", "▁other▁thing", "hehehe", "xyz", "x", "")
 
 
-@exercise("03.1", "The best pair", difficulty=1, minutes=5)
+@exercise("03.1", "The best pair", difficulty=1, minutes=5, core=True)
 def best_pair(answer: Answer) -> Mistake | None:
     """Hold `best_pair(symbols, scores) -> index of the left symbol, or None` against a look at all pairs."""
     cases = [list(text) for text in _TEXTS] + [["▁t", "he", "n"], ["t", "he", "r"], ["th", "er"]]
@@ -65,7 +65,7 @@ def _likely_pair(symbols: Sequence[str], expected: int | None, got: Any) -> str:
     return "the index is that of the left symbol"
 
 
-@exercise("03.2", "The merge loop", difficulty=2, minutes=15)
+@exercise("03.2", "The merge loop", difficulty=2, minutes=15, core=True)
 def merge_loop(answer: Answer) -> Mistake | None:
     """Hold `merge(text, scores) -> pieces` against the course's, on ten texts and on 200 with made-up vocabularies."""
     cases = [(text, _SCORES) for text in _TEXTS] + _made_up(200)

@@ -134,7 +134,7 @@ def write_editions(root: Path, edition: str) -> list[Path]:
         notebook = read_notebook(path)
         if edition == "solved" and not tagged(notebook, "stub"):
             continue
-        _write(target, make[edition](notebook))
+        write_notebook(target, make[edition](notebook))
         written.append(target)
     return written
 
@@ -146,7 +146,7 @@ def write_address(root: Path) -> None:
         before = read_notebook(path)
         after = with_address(before, f"notebooks/{path.name}", address)
         if after != before:
-            _write(path, after)
+            write_notebook(path, after)
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -155,7 +155,8 @@ def read_notebook(path: Path) -> Notebook:
     return notebook
 
 
-def _write(path: Path, notebook: Notebook) -> None:
+def write_notebook(path: Path, notebook: Notebook) -> None:
+    """Write a notebook as Jupyter does."""
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,15 @@
 """What runs the forward pass: the compiled engine, or the readable model in PyTorch.
 
-Both keep the keys and values of the tokens they have seen, so that one more token costs one step. Both
+Both keep the keys and values of the tokens they have seen, so that one more token costs one step. The engine can
+have several texts at a time, its sequences: a step of all of them reads the weights once. Both
 choose LongRoPE's factors by the length of the text, as transformers does for a text that it reads at once;
 when the text crosses the switch they read it all again. (llama.cpp chooses by the size of the context.)
 """
 
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +21,7 @@ from phicourse.checkpoint import Checkpoint, PhiConfig
 from phicourse.convert.metadata import config_from_gguf
 from phicourse.errors import GenerateError, ModelError
 from phicourse.generate.cache_size import CACHE_TYPES, check_cache_fits
-from phicourse.gguf import GGUFFile
+from phicourse.gguf import GGUFFile, TensorInfo
 from phicourse.quantize.grids import hand_over
 from phicourse.quantize.registry import QUANTIZERS
 
@@ -33,13 +37,19 @@ InputSquares = dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
 DEFAULT_CONTEXT = 4096
 """Positions that the cache gets unless told otherwise: a 128k cache of a real Phi needs 50 GB."""
 
+MAX_SEQUENCES = 1024
+"""The most texts that the engine can have at a time."""
 
 ENGINE_TYPES = frozenset(QUANTIZERS)
 """Tensor types that the compiled engine multiplies with."""
 
 
+Part = tuple[int, Int32Array]
+"""A sequence, and the ids (n,) that it reads next."""
+
+
 class Backend(Protocol):
-    """A model with a cache of the tokens it has seen."""
+    """A model with a cache of the tokens it has seen, in one or several sequences."""
 
     @property
     def name(self) -> str:
@@ -53,7 +63,12 @@ class Backend(Protocol):
 
     @property
     def n_ctx(self) -> int:
-        """How many positions the cache can hold."""
+        """How many positions the cache of a sequence can hold."""
+        ...
+
+    @property
+    def n_sequences(self) -> int:
+        """How many texts it can have at a time: sequences 0 to n_sequences - 1."""
         ...
 
     @property
@@ -68,16 +83,64 @@ class Backend(Protocol):
 
     @property
     def position(self) -> int:
-        """How many positions the cache holds."""
+        """How many positions the cache of sequence 0 holds."""
+        ...
+
+    def length(self, sequence: int) -> int:
+        """How many positions the cache of a sequence holds."""
         ...
 
     def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
-        """Append ids (n,) to the cache; the logits after each (n, vocab), or after the last (1, vocab)."""
+        """Append ids (n,) to sequence 0; the logits after each (n, vocab), or after the last (1, vocab)."""
         ...
 
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on."""
+    def forward_many(self, parts: Sequence[Part], all_logits: bool = False) -> list[Float32Array]:
+        """Append to several sequences at once; for each part what `forward` gives."""
         ...
+
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        """Forget every position of a sequence from `length` on."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a sequence the first `length` positions of another, without computing them."""
+        ...
+
+
+class OneSequence(ABC):
+    """What a backend with a single sequence makes of calls that name one. Subclasses have `forward`, `position`."""
+
+    n_sequences = 1
+
+    @property
+    @abstractmethod
+    def position(self) -> int:
+        """How many positions the cache holds."""
+
+    @abstractmethod
+    def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
+        """Append ids (n,); logits (n or 1, vocab)."""
+
+    def length(self, sequence: int) -> int:
+        """How many positions the cache of sequence 0 holds."""
+        self._check(sequence)
+        return self.position
+
+    def forward_many(self, parts: Sequence[Part], all_logits: bool = False) -> list[Float32Array]:
+        """Append the one part that there can be."""
+        if len(parts) != 1:
+            raise GenerateError(f"this backend reads 1 sequence at a time, not {len(parts)}")
+        ((sequence, ids),) = parts
+        self._check(sequence)
+        return [self.forward(ids, all_logits)]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Refuse: there is no other sequence."""
+        raise GenerateError("this backend has 1 sequence: there is nothing to copy to")
+
+    def _check(self, sequence: int) -> None:
+        if sequence != 0:
+            raise GenerateError(f"sequence {sequence} does not exist: this backend has only sequence 0")
 
 
 class NativeBackend:
@@ -89,14 +152,16 @@ class NativeBackend:
         n_ctx: int | None = None,
         threads: int | None = None,
         cache_type: str = "F16",
+        n_sequences: int = 1,
     ) -> None:
         """Hand the file's tensors to the engine; they stay where they are, in the memory-mapped file.
 
-        n_ctx       None: the model's own, at most DEFAULT_CONTEXT
-        threads     None: as many as this process may use
-        cache_type  how keys and values are kept, one of CACHE_TYPES
-        raises      ModelError where the module is not built or the tensors do not make a Phi; GenerateError where
-                    there is no memory for the keys and values
+        n_ctx        positions of each sequence; None: the model's own, at most DEFAULT_CONTEXT
+        threads      None: as many as this process may use
+        cache_type   how keys and values are kept, one of CACHE_TYPES
+        n_sequences  how many texts it can have at a time, 1 to MAX_SEQUENCES
+        raises       ModelError where the module is not built or the tensors do not make a Phi; GenerateError where
+                     there is no memory for the keys and values, or a number makes no sense
         """
         native = native_module()
         if native is None:
@@ -105,15 +170,17 @@ class NativeBackend:
         self.n_ctx = context_size(self.config, n_ctx)
         self.threads = thread_count(threads)
         self.cache_type = known_cache_type(cache_type)
-        check_cache_fits(self.config, self.n_ctx, self.cache_type)
+        self.n_sequences = sequence_count(n_sequences)
+        check_cache_fits(self.config, self.n_ctx, self.cache_type, n_sequences=self.n_sequences)
         try:
             self.isa: str = native.isa()
             self._engine = native.Engine(
                 engine_config(self.config),
-                engine_tensors(native, file),
+                engine_tensors(native, file, file.tensors.values()),
                 self.n_ctx,
                 self.threads,
                 self.cache_type,
+                self.n_sequences,
             )
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{file.path}: {error}") from error
@@ -125,14 +192,26 @@ class NativeBackend:
 
     @property
     def position(self) -> int:
-        """How many positions the cache holds."""
-        return int(self._engine.position)
+        """How many positions the cache of sequence 0 holds."""
+        return self.length(0)
+
+    def length(self, sequence: int) -> int:
+        """How many positions the cache of a sequence holds."""
+        with as_generate_errors():
+            return int(self._engine.length(sequence))
 
     def forward(self, ids: Int32Array, all_logits: bool) -> Float32Array:
-        """Append ids (n,); logits (n or 1, vocab)."""
-        check_ids(ids, self.config.vocab_size)
-        logits: Float32Array = self._engine.forward(ids, all_logits)
-        return logits
+        """Append ids (n,) to sequence 0; logits (n or 1, vocab)."""
+        return self.forward_many([(0, ids)], all_logits)[0]
+
+    def forward_many(self, parts: Sequence[Part], all_logits: bool = False) -> list[Float32Array]:
+        """Append to several sequences, whose tokens go through the layers together: logits of each (n or 1, vocab)."""
+        for _, ids in parts:
+            check_ids(ids, self.config.vocab_size)
+        with as_generate_errors():
+            logits: Float32Array = self._engine.forward_many(list(parts), all_logits)
+        ends = np.cumsum([len(ids) if all_logits else 1 for _, ids in parts])
+        return np.split(logits, ends[:-1])
 
     def input_squares(self, ids: Int32Array) -> InputSquares:
         """Forget the cache, read ids (n,), and say what each matrix met."""
@@ -140,12 +219,18 @@ class NativeBackend:
         squares: InputSquares = self._engine.input_squares(ids)
         return squares
 
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on."""
-        self._engine.truncate(length)
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        """Forget every position of a sequence from `length` on."""
+        with as_generate_errors():
+            self._engine.truncate(length, sequence)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a sequence the first `length` positions of another."""
+        with as_generate_errors():
+            self._engine.copy(source, target, length)
 
 
-class TorchBackend:
+class TorchBackend(OneSequence):
     """The readable model: slower, runs every type that can be read, and a checkpoint without conversion."""
 
     def __init__(
@@ -205,8 +290,9 @@ class TorchBackend:
         out: Float32Array = logits[-len(ids) if all_logits else -1 :].numpy()
         return out
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int, sequence: int = 0) -> None:
         """Forget every position from `length` on."""
+        self._check(sequence)
         del self._ids[length:]
         self._cache.truncate(min(length, self._cache.length))
 
@@ -217,6 +303,15 @@ class TorchBackend:
         is_long = needs_long(self.config, length)
         if is_long != self._is_long:
             self._cache, self._is_long = self._new_cache(), is_long
+
+
+@contextmanager
+def as_generate_errors() -> Iterator[None]:
+    """Let what the engine refuses appear as errors of this package."""
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        raise GenerateError(str(error)) from None
 
 
 def native_module() -> Any | None:
@@ -241,18 +336,21 @@ def engine_config(config: PhiConfig) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
 
 
-def engine_tensors(native: ModuleType, file: GGUFFile) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
-    """Each tensor as (type, rows, columns, its bytes), not copied; the engine gets the grids of their types."""
-    for tensor in file.tensors.values():
+def engine_tensors(
+    native: ModuleType, file: GGUFFile, tensors: Iterable[TensorInfo]
+) -> dict[str, tuple[str, int, int, NDArray[np.uint8]]]:
+    """Tensors as (type, rows, columns, their bytes), not copied; the engine gets the grids of their types."""
+    tensors = list(tensors)
+    for tensor in tensors:
         hand_over(native, tensor.type.name)
     return {
-        name: (
+        tensor.name: (
             tensor.type.name,
             tensor.n_weights // tensor.shape[-1],
             tensor.shape[-1],
-            file.data(name).reshape(-1),
+            file.data(tensor.name).reshape(-1),
         )
-        for name, tensor in file.tensors.items()
+        for tensor in tensors
     }
 
 
@@ -281,6 +379,13 @@ def thread_count(threads: int | None) -> int:
     if threads < 1:
         raise GenerateError(f"threads must be 1 or more, not {threads}")
     return threads
+
+
+def sequence_count(n: int) -> int:
+    """A number of sequences as asked; GenerateError where the engine cannot have so many."""
+    if not 1 <= n <= MAX_SEQUENCES:
+        raise GenerateError(f"n_sequences must be from 1 to {MAX_SEQUENCES:,}, not {n}")
+    return n
 
 
 def check_ids(ids: Int32Array, vocab_size: int) -> None:

@@ -14,9 +14,10 @@ class Context:
     In a chat every question repeats the conversation so far: only what is new in it is computed.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        """Take over a backend; whatever its cache holds is forgotten at the first use."""
+    def __init__(self, backend: Backend, sequence: int = 0) -> None:
+        """Take over one of a backend's sequences; whatever it holds is forgotten at the first use."""
         self.backend = backend
+        self.sequence = sequence
         self._ids: list[int] = []
 
     @property
@@ -24,11 +25,33 @@ class Context:
         """How many tokens the cache can hold."""
         return self.backend.n_ctx
 
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return len(self._ids)
+
+    def common(self, ids: Sequence[int]) -> int:
+        """How many of `ids` need not be computed again; the last one always is."""
+        return min(common_prefix(self._ids, list(ids)), len(ids) - 1)
+
+    def missing(self, ids: Sequence[int]) -> list[int]:
+        """Forget what does not belong to `ids` (at least one), and return those that are still to be read."""
+        ids = list(ids)
+        self._rewind(self.common(ids))
+        return ids[len(self._ids) :]
+
+    def note(self, ids: Sequence[int]) -> None:
+        """The backend has read these, too."""
+        self._ids += ids
+
+    def copy(self, other: "Context", length: int) -> None:
+        """Become the first `length` ids of another sequence of the same backend, without computing them."""
+        self.backend.copy(other.sequence, self.sequence, length)
+        self._ids = other._ids[:length]
+
     def logits_after(self, ids: Sequence[int]) -> Float32Array:
         """The logits of the token that follows `ids` (at least one): (vocab,) float32."""
-        ids = list(ids)
-        self._rewind(min(common_prefix(self._ids, ids), len(ids) - 1))  # the last one is always run
-        logits: Float32Array = self._extend(ids[len(self._ids) :], all_logits=False)[-1]
+        logits: Float32Array = self._extend(self.missing(ids), all_logits=False)[-1]
         return logits
 
     def all_logits(self, ids: Sequence[int], first: int = 0) -> Float32Array:
@@ -59,13 +82,13 @@ class Context:
 
     def _rewind(self, length: int) -> None:
         """Keep the first `length` ids. An interrupted step may have left the backend shorter or longer."""
-        length = min(length, self.backend.position)
-        self.backend.truncate(length)
+        length = min(length, self.backend.length(self.sequence))
+        self.backend.truncate(length, self.sequence)
         del self._ids[length:]
 
     def _extend(self, ids: list[int], all_logits: bool) -> Float32Array:
-        logits = self.backend.forward(np.asarray(ids, np.int32), all_logits)
-        self._ids += ids
+        (logits,) = self.backend.forward_many([(self.sequence, np.asarray(ids, np.int32))], all_logits)
+        self.note(ids)
         return logits
 
 

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from phicourse.errors import GenerateError
 from phicourse.generate.context import Context
-from phicourse.generate.sampling import Sampler
+from phicourse.generate.sampling import Float32Array, Sampler
 from phicourse.generate.speculation import Draft, guesses_ahead
 
 FinishReason = Literal["stop", "length"]
@@ -56,6 +56,49 @@ def check_prompt(ids: Sequence[int], n_ctx: int) -> None:
         )
 
 
+class Answer:
+    """An answer that grows by a token at a time: what each is, and when the last has come."""
+
+    def __init__(
+        self,
+        run: Run,
+        sampler: Sampler,
+        n_ctx: int,
+        *,
+        max_tokens: int | None = None,
+        end_of_generation: Collection[int] = (),
+    ) -> None:
+        """Note the tokens in `run`; n_ctx: the positions of the context, other parameters as `generate_tokens`."""
+        check_prompt(run.prompt, n_ctx)
+        self.run = run
+        self.sampler = sampler
+        self.history = list(run.prompt)
+        self.end_of_generation = end_of_generation
+        longest = n_ctx + 1  # the last token is said, but not read
+        self.limit = longest if max_tokens is None else min(longest, len(run.prompt) + max_tokens)
+        self._look_at_the_length()
+
+    @property
+    def is_over(self) -> bool:
+        """No further token comes."""
+        return self.run.finish_reason is not None
+
+    def take(self, logits: Float32Array) -> int | None:
+        """The token that follows `history`, sampled from its logits (vocab,); None: the model ended the answer."""
+        token = self.sampler.sample(logits, self.history)
+        if token in self.end_of_generation:
+            self.run.finish_reason = "stop"
+            return None
+        self.history.append(token)
+        self.run.tokens.append(token)
+        self._look_at_the_length()
+        return token
+
+    def _look_at_the_length(self) -> None:
+        if len(self.history) >= self.limit:
+            self.run.finish_reason = "length"
+
+
 def generate_tokens(
     context: Context,
     run: Run,
@@ -71,62 +114,65 @@ def generate_tokens(
     end_of_generation  ids that end the answer; they are not part of it
     draft              guesses tokens, which are checked together; the ids are the same without it
     """
-    check_prompt(run.prompt, context.n_ctx)
-    history = list(run.prompt)
+    answer = Answer(run, sampler, context.n_ctx, max_tokens=max_tokens, end_of_generation=end_of_generation)
+    yield from answer_tokens(context, answer, draft)
+
+
+def answer_tokens(context: Context, answer: Answer, draft: Draft | None = None) -> Iterator[int]:
+    """Yield the tokens of an answer up to its end."""
+    run, history = answer.run, answer.history
     ahead = 1  # how many tokens are guessed: more while the guesses are right
-    limit = context.n_ctx + 1 if max_tokens is None else min(context.n_ctx + 1, len(history) + max_tokens)
-    while len(history) < limit:
-        room = min(ahead, limit - len(history) - 1, context.room_after(len(history)))
+    while not answer.is_over:
+        room = min(ahead, answer.limit - len(history) - 1, context.room_after(len(history)))
         guesses = [] if draft is None or room == 0 else draft.guess(history, room)
         logits = context.last_logits([*history, *guesses], 1 + len(guesses))  # (1 + guesses, vocab)
         run.steps += 1
         run.guessed += len(guesses)
         right_before = run.accepted
         for expected, guess in zip(logits, [*guesses, None], strict=True):
-            token = sampler.sample(expected, history)
-            if token in end_of_generation:
-                run.finish_reason = "stop"
+            token = answer.take(expected)
+            if token is None:
                 return
             run.accepted += token == guess
-            history.append(token)
-            run.tokens.append(token)
             yield token
             if token != guess:
                 break
         ahead = guesses_ahead(ahead, len(guesses), run.accepted - right_before)
-    run.finish_reason = "length"
+
+
+class AnswerText:
+    """The text of an answer in pieces that will not be taken back."""
+
+    def __init__(self, run: Run, stream: TextStream, stop: Sequence[str] = ()) -> None:
+        """`stop`: strings that end the answer; neither they nor anything after them is given out."""
+        self.run = run
+        self.stream = stream
+        self.holder = StopStrings(stop)
+
+    def push(self, token: int) -> str:
+        """What is certain after one more token; a stop string ends the run."""
+        return self._through(self.stream.push(token))
+
+    def finish(self) -> str:
+        """What was held back, now that no token follows."""
+        return self._through(self.stream.finish()) + self.holder.finish()
+
+    def _through(self, text: str) -> str:
+        text = self.holder.push(text)
+        if self.holder.found:
+            self.run.finish_reason = "stop"
+        return text
 
 
 def generate_text(
-    context: Context,
-    run: Run,
-    sampler: Sampler,
-    stream: TextStream,
-    *,
-    max_tokens: int | None = None,
-    end_of_generation: Collection[int] = (),
-    stop: Sequence[str] = (),
-    draft: Draft | None = None,
+    context: Context, answer: Answer, text: AnswerText, draft: Draft | None = None
 ) -> Iterator[str]:
-    """Yield the answer's text in pieces that will not be taken back.
-
-    stop   strings that end the answer; neither they nor anything after them is given out
-    max_tokens, end_of_generation, draft   as `generate_tokens`
-    """
-    holder = StopStrings(stop)
-    tokens = generate_tokens(
-        context, run, sampler, max_tokens=max_tokens, end_of_generation=end_of_generation, draft=draft
-    )
-    for token in tokens:
-        yield from pieces(holder.push(stream.push(token)))
-        if holder.found:
-            run.finish_reason = "stop"
+    """Yield an answer's text in pieces that will not be taken back, up to its end or a stop string."""
+    for token in answer_tokens(context, answer, draft):
+        yield from pieces(text.push(token))
+        if text.holder.found:
             return
-    yield from pieces(holder.push(stream.finish()))
-    if holder.found:
-        run.finish_reason = "stop"
-    else:
-        yield from pieces(holder.finish())
+    yield from pieces(text.finish())
 
 
 def pieces(text: str) -> tuple[str, ...]:

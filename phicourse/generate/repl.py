@@ -89,9 +89,20 @@ class Repl:
             print(end=" …", file=self.log)
         except (GenerateError, TokenizerError) as error:
             print(f"phicourse: {error} (/reset begins again)", file=self.log)
+        else:
+            self.tell_if_cut()
         if said:
             print(flush=True, file=self.out)
             self.messages += [
                 {"role": "user", "content": line},
                 {"role": "assistant", "content": "".join(said)},
             ]
+
+    def tell_if_cut(self) -> None:
+        """Say so where the answer ended because no more fits."""
+        run = self.llm.last_run
+        if run is not None and run.finish_reason == "length":
+            print(
+                f"\nphicourse: cut off, the context of {self.llm.n_ctx:,} tokens is full (/reset begins again)",
+                file=self.log,
+            )

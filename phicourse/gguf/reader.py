@@ -4,6 +4,7 @@ Every count, length, offset, type and shape is held against the bytes that are t
 allocated. What passes can be sliced without further thought; what does not gives one line with the offset.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass, replace
 from math import prod
@@ -368,6 +369,17 @@ class GGUFFile:
         if not self._maps:
             raise GGUFError(f"{self.path}: the file is closed")
         return self._maps[info.shard][info.offset : info.offset + info.nbytes].reshape(info.rows, -1)
+
+    def release(self, name: str) -> None:
+        """Give the memory that a tensor's bytes were read into back to the system; they can be read again."""
+        info = self.tensor(name)
+        mapping = getattr(self._maps[info.shard], "_mmap", None) if self._maps else None
+        if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return  # Windows has no such call
+        first = padded(info.offset, mmap.PAGESIZE)  # pages that it shares with its neighbours stay
+        last = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def blocks(self, name: str) -> NDArray[Any]:
         """Return a tensor as its blocks: (rows, n_blocks) of the type's dtype, mapped, read-only."""

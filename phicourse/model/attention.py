@@ -40,6 +40,46 @@ class KVCache:
         self.layers = cut if length > 0 else {}
 
 
+class ReservedKVCache(KVCache):
+    """Room for all positions, taken at once: nothing moves when the text grows, and nothing is taken later."""
+
+    def __init__(
+        self, config: PhiConfig, n_layers: int, n_positions: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Room for `n_positions` of one text in the first `n_layers` layers (at least one)."""
+        super().__init__()
+        shape = (1, config.n_kv_heads, n_positions, config.head_size)
+        for layer in range(n_layers):
+            room = torch.empty(
+                (2, *shape), dtype=dtype, device=device
+            )  # the system gives pages when they are used
+            self.layers[layer] = room[0], room[1]
+        self._lengths = [0] * n_layers  # differ only where a forward pass was interrupted
+
+    @property
+    def length(self) -> int:
+        """The number of positions that all layers hold."""
+        return min(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole room."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new positions (1, kv_heads, time, head_size) of a layer and return all of them."""
+        start = self._lengths[layer]
+        stop = start + keys.shape[2]
+        all_keys, all_values = (room[:, :, :stop] for room in self.layers[layer])
+        all_keys[:, :, start:], all_values[:, :, start:] = keys, values
+        self._lengths[layer] = stop
+        return all_keys, all_values
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        self._lengths = [min(held, length) for held in self._lengths]
+
+
 def attention_mask(time: int, total: int, window: int | None, device: torch.device) -> Tensor | None:
     """Which keys each query sees: bool (time, total), or None where plain causal attention says the same.
 

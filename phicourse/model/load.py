@@ -4,8 +4,10 @@ The tables of the converter say which tensor of a GGUF file holds which tensor o
 parameters of a `Phi` have. There they are read the other way round.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -104,16 +106,46 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype = torch.float32, device: torch.
 
     raises   ModelError where tensors are missing, left over, or of another shape than the metadata says
     """
-
-    def read(place: Place) -> NDArray[np.float32]:
-        data = file.data(place.tensor)  # (rows, bytes of a row)
-        n_rows = len(data) // place.n_parts
-        rows = data[place.part * n_rows : (place.part + 1) * n_rows]
-        return dequantize_rows(rows, file.tensor(place.tensor).type.name)
-
     config = config_from_gguf(file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    read = partial(_read_gguf, file)
     return _fill(config, gguf_places(config), shapes, read, dtype, device, str(file.path))
+
+
+def load_first_layers(
+    file: GGUFFile, n_layers: int, has_head: bool, dtype: torch.dtype, device: torch.device
+) -> Phi:
+    """A model with the first layers of a GGUF file alone; where `has_head`, also with its last norm and output head.
+
+    Everything else is not read, takes no memory and cannot be called: use `model.run_layers`. Matrices become
+    `dtype`; vectors, which are small and sensitive, float32.
+    raises   ModelError as `load_gguf`, for all tensors of the file
+    """
+    config = config_from_gguf(file)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+
+    def is_wanted(parameter: str) -> bool:
+        if found := re.match(r"model\.layers\.(\d+)\.", parameter):
+            return int(found[1]) < n_layers
+        return has_head and (config.tie_embeddings or parameter != "model.embed_tokens.weight")
+
+    def read(place: Place) -> NDArray[np.float32]:
+        rows = _read_gguf(file, place)
+        file.release(place.tensor)
+        return rows
+
+    model = _fill(
+        config, gguf_places(config), shapes, read, dtype, device, str(file.path), torch.float32, is_wanted
+    )
+    model.model.layers = model.model.layers[:n_layers]
+    return model
+
+
+def _read_gguf(file: GGUFFile, place: Place) -> NDArray[np.float32]:
+    data = file.data(place.tensor)  # (rows, bytes of a row)
+    n_rows = len(data) // place.n_parts
+    rows = data[place.part * n_rows : (place.part + 1) * n_rows]
+    return dequantize_rows(rows, file.tensor(place.tensor).type.name)
 
 
 def _fill(
@@ -124,8 +156,14 @@ def _fill(
     dtype: torch.dtype,
     device: torch.device | str,
     where: str,
+    vector_dtype: torch.dtype | None = None,
+    is_wanted: Callable[[str], bool] = lambda parameter: True,
 ) -> Phi:
-    """Make a model without memory, then give it each tensor; `shapes` are those of the file's tensors."""
+    """Make a model without memory, then give it each tensor that is wanted.
+
+    shapes         of the file's tensors
+    vector_dtype   of norms and biases; None: `dtype`
+    """
     with torch.device("meta"):
         model = Phi(config)
     parameters = model.state_dict()
@@ -134,8 +172,11 @@ def _fill(
     for name, parameter in parameters.items():
         place, shape = places[name], tuple(parameter.shape)
         _check_shape(place, shapes[place.tensor], shape, where)
+        if not is_wanted(name):
+            continue
         weights = np.array(read(place), copy=True).reshape(shape)
-        tensor = torch.from_numpy(weights).to(device, dtype)
+        own_dtype = dtype if vector_dtype is None or len(shape) > 1 else vector_dtype
+        tensor = torch.from_numpy(weights).to(device, own_dtype)
         model.load_state_dict({name: tensor}, strict=False, assign=True)
     return model.eval()
 

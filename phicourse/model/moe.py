@@ -69,5 +69,6 @@ class MixtureOfExperts(nn.Module):
         for number, expert in enumerate(self.experts):
             token, pick = torch.where(picked == number)  # (n,) each
             if len(token):
-                out.index_add_(0, token, expert(tokens[token]) * weights[token, pick, None])
+                answers = expert(tokens[token]) * weights[token, pick, None]  # (n, hidden)
+                out.index_add_(0, token, answers.to(out))
         return out.view_as(x)

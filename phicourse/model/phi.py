@@ -30,13 +30,23 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Ids (batch, time); returns hidden states (batch, time, hidden)."""
+        return self.last_norm(self.run_layers(self.embed_tokens(ids), cache))
+
+    def run_layers(self, x: Tensor, cache: KVCache | None = None, text_length: int | None = None) -> Tensor:
+        """Take embeddings (batch, time, hidden) through the layers; returns the same shape.
+
+        text_length   of the whole text, where these are not its last positions: it chooses LongRoPE's factors
+        """
         start = cache.length if cache is not None else 0
-        total = start + ids.shape[1]
-        x: Tensor = self.embed_tokens(ids)  # (batch, time, hidden)
-        cos, sin = (part.to(x) for part in cos_sin(self.config, start, total))
-        mask = attention_mask(ids.shape[1], total, self.config.sliding_window, x.device)
+        stop = start + x.shape[1]
+        cos, sin = (part.to(x) for part in cos_sin(self.config, start, stop, text_length))
+        mask = attention_mask(x.shape[1], stop, self.config.sliding_window, x.device)
         for layer in self.layers:
             x = layer(x, Positions(cos, sin, mask, cache))
+        return x
+
+    def last_norm(self, x: Tensor) -> Tensor:
+        """The norm before the output head: (batch, time, hidden), the same shape."""
         norm = self.final_layernorm if self.config.architecture == "phi2" else self.norm
         out: Tensor = norm(x)
         return out
@@ -74,7 +84,10 @@ class Phi(nn.Module):
         total = ids.shape[1] + (cache.length if cache is not None else 0)
         if total > self.config.context_length:
             raise ModelError(f"{total} tokens do not fit into a context of {self.config.context_length}")
-        hidden = self.model(ids, cache)
+        return self.logits(self.model(ids, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output head: hidden states (batch, time, hidden) behind the last norm to (batch, time, vocab) float32."""
         head = self.lm_head
         matrix = self.model.embed_tokens.weight if head.weight is None else head.weight
         return linear(hidden, matrix, head.bias).float()

@@ -35,9 +35,13 @@ def magnitude(config: PhiConfig, total: int) -> float:
     return config.attention_factor if own is None else own
 
 
-def cos_sin(config: PhiConfig, start: int, total: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for the positions start … total - 1, times the magnitude: (time, rope_size / 2) float32."""
-    positions = torch.arange(start, total, dtype=torch.float32)
+def cos_sin(config: PhiConfig, start: int, stop: int, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for the positions start … stop - 1, times the magnitude: (time, rope_size / 2) float32.
+
+    total   the length of the text, which chooses the factors; None: it ends here
+    """
+    total = stop if total is None else total
+    positions = torch.arange(start, stop, dtype=torch.float32)
     angles = torch.outer(positions, frequencies(config, total))  # (time, rope_size / 2)
     return angles.cos() * magnitude(config, total), angles.sin() * magnitude(config, total)
 

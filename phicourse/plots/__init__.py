@@ -15,6 +15,7 @@ from phicourse.plots.quantized import draw_quantized
 from phicourse.plots.roofline import draw_race, draw_roofline
 from phicourse.plots.rotation import draw_clocks
 from phicourse.plots.search import draw_errors, draw_fit, draw_trials
+from phicourse.plots.sensitivity import draw_sensitivity
 from phicourse.plots.sizes import draw_sizes
 from phicourse.plots.tradeoff import draw_tradeoff
 from phicourse.plots.weights import draw_family, draw_floor_plan
@@ -44,6 +45,7 @@ __all__ = [
     "draw_race",
     "draw_roofline",
     "draw_rope_pairs",
+    "draw_sensitivity",
     "draw_shares",
     "draw_sizes",
     "draw_tradeoff",

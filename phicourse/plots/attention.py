@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from phicourse.plots.next_token import visible
-from phicourse.plots.style import PALETTE, Picture, tidy
+from phicourse.plots.style import PALETTE, PAPER, Picture, tidy
 
 Maps = NDArray[np.floating]
 _COLOURS = "magma_r"
@@ -63,5 +63,6 @@ def draw_attention(tokens: Sequence[str], weights: Maps, query: int, title: str 
 
 def _draw_map(axes: Axes, weights: Maps) -> AxesImage:
     """Draw a map; what no query may see stays white."""
+    axes.set_facecolor(PAPER)
     seen = np.where(np.tri(len(weights), dtype=bool), weights, np.nan)
     return axes.imshow(seen, vmin=0, vmax=1, cmap=_COLOURS, interpolation="nearest")

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from phicourse.plots.style import PALETTE, Picture, figure_of
 
-_INK = {"#0072B2": "white", "#009E73": "white", "#000000": "white"}
+_INK = {"#0072B2": "white", "#009E73": "white"}
 
 
 def draw_bits(rows: Sequence[tuple[str, str, Sequence[tuple[str, int]]]], axes: Axes | None = None) -> Figure:

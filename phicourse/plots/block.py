@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, tidy
+from phicourse.plots.style import GREY, INK, PALETTE, PAPER, Picture, figure_of, tidy
 
 _MARKERS = {"*": 190.0, "o": 70.0, "D": 60.0}  # sign -> area in square points
 
@@ -80,15 +80,13 @@ def draw_error_map(
         interpolation="nearest",
     )
     for (name, (scale, shift)), (sign, area), colour in zip(
-        marks.items(), _MARKERS.items(), ("#56B4E9", "white", "#009E73"), strict=False
+        marks.items(), _MARKERS.items(), ("#56B4E9", PAPER, "#009E73"), strict=False
     ):
-        axes.scatter(
-            scale, shift, s=area, marker=sign, color=colour, edgecolors="black", label=name, zorder=3
-        )
+        axes.scatter(scale, shift, s=area, marker=sign, color=colour, edgecolors=INK, label=name, zorder=3)
     axes.set(xlim=(scales[0], scales[-1]), ylim=(shifts[0], shifts[-1]))
     axes.set_xlabel("scale, in parts of Q4_1's", fontsize=9)
     axes.set_ylabel("minimum, in steps above Q4_1's", fontsize=9)
-    axes.legend(fontsize=8, loc="upper right", framealpha=0.9)
+    axes.legend(fontsize=8, loc="upper right", facecolor=PAPER, labelcolor=INK)
     _draw_colour_bar(axes, image)
     tidy(axes, "All choices for this block")
     return figure_of(axes)

@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from phicourse.plots.style import Picture, figure_of, tidy
+from phicourse.plots.style import PALETTE, Picture, figure_of, ink_on, tidy
 
 _BITS = (1.0, 9.0)  # the ends of the colours of types
+_LEAST = 0.001  # smaller numbers need another form
 _ROOM = 8.0  # layers to a row of cells in which a number can be read: more are drawn without
 
 
@@ -53,13 +54,31 @@ def draw_fragility(
         axes = _wall_of(len(damage))
     values = np.concatenate(list(damage.values()))
     norm, shades = LogNorm(values.min(), values.max()), colormaps["YlOrRd"]
+    digits = ".3f" if values.min() >= _LEAST else ".1e"
     cells = {
-        kind: [(shades(float(norm(value))), f"{value:.3f}") for value in row] for kind, row in damage.items()
+        kind: [(shades(float(norm(value))), f"{value:{digits}}") for value in row]
+        for kind, row in damage.items()
     }
     _draw_cells(axes, cells)
     axes.set_xlabel(f"layer   (numbers: {unit})", fontsize=9)
     tidy(axes, title)
     return figure_of(axes)
+
+
+def frame_cell(
+    axes: Axes, rows: Mapping[str, Sequence[object] | NDArray[np.float64]], kind: str, layer: int
+) -> None:
+    """Draw a frame around one cell of a wall.
+
+    rows   kind of matrix -> its layers, as they were drawn
+    layer  0 for a matrix outside the layers
+    """
+    step = max(map(len, rows.values())) / len(rows[kind])
+    place = (layer * step, list(rows).index(kind) + 0.06)
+    frame = Rectangle(
+        place, step, 0.88, fill=False, edgecolor=PALETTE[0], linewidth=4, clip_on=False, zorder=3
+    )
+    axes.add_patch(frame)
 
 
 def _wall_of(n_rows: int) -> Axes:
@@ -78,7 +97,7 @@ def _draw_cells(
                 Rectangle((i * step, y + 0.06), step, 0.88, facecolor=colour, edgecolor="white", linewidth=1)
             )
             if text and width <= _ROOM:
-                ink = "white" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5 else "black"
+                ink = ink_on(colour)
                 axes.text((i + 0.5) * step, y + 0.52, text, ha="center", va="center", fontsize=9, color=ink)
     axes.set(xlim=(0, width), ylim=(len(rows), 0))
     axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc
 
-from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, tidy
+from phicourse.plots.style import GREY, INK, PALETTE, PAPER, Picture, figure_of, tidy
 
 # What float16 does to a bfloat16 number of an exponent, from that exponent on. Its numbers below 2^-14 are
 # multiples of 2^-24, and bfloat16 has eight digits: so the last digit of 2^-17 is still one of them.
@@ -32,7 +32,7 @@ def draw_exponents(counts: Mapping[int, int], axes: Axes | None = None) -> Figur
     top = max(counts.values())
     for (fate, start), end in zip(FLOAT16, ends, strict=True):
         axes.axvspan(start - 0.5, end - 0.5, color=_TONES[fate], linewidth=0)
-        axes.text((start + end - 1) / 2, top * 6, fate, ha="center", va="center", fontsize=9)
+        axes.text((start + end - 1) / 2, top * 6, fate, ha="center", va="center", fontsize=8, color=INK)
         if start > FLOAT16[0][1]:
             axes.axvline(start - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.bar(list(counts), list(counts.values()), color=PALETTE[0], width=0.8)
@@ -75,8 +75,8 @@ def _draw_row(
     """Draw the rows as boxes, and an arc over or below each pair of places."""
     colours = [PALETTE[row % len(pairs)] for row in rows]
     for place, row in enumerate(rows):
-        box = {"fc": "white", "ec": colours[place]}
-        axes.text(place, height, str(row), ha="center", va="center", fontsize=10, bbox=box)
+        box = {"fc": PAPER, "ec": colours[place]}
+        axes.text(place, height, str(row), ha="center", va="center", fontsize=10, color=INK, bbox=box)
     start, end, base = (0, 180, height + 0.16) if up else (180, 360, height - 0.16)
     for left, right in pairs:
         span = right - left

@@ -19,7 +19,7 @@ _RANGE = (0.1, 10.0)
 def draw_importance(importance: Mapping[str, NDArray[np.float32]]) -> Figure:
     """Draw how much each column counts, as parts of its row's mean; outliers are dark.
 
-    importance  kind of tensor -> (layers, columns) mean squares; rows of NaN stay white
+    importance  kind of tensor -> (layers, columns) mean squares; rows of NaN stay empty
     returns     the figure
     """
     heights = [max(0.3, min(0.15 * len(rows), 0.6 + 0.04 * len(rows))) for rows in importance.values()]

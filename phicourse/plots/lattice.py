@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, tidy
+from phicourse.plots.style import GREY, INK, PALETTE, Picture, figure_of, tidy
 
 _LARGEST = 900.0  # of the bubbles, in square points
 _SHOWN = 0.025  # smaller shares have no number
@@ -38,10 +39,11 @@ def draw_pairs(
         zorder=1,
     )
     areas = _LARGEST * counts / counts.max() * np.sqrt(9 / len(places))
-    axes.scatter(places[:, 0], places[:, 1], s=areas, color=PALETTE[0], alpha=0.45, linewidths=0, zorder=2)
+    axes.scatter(places[:, 0], places[:, 1], s=areas, color=PALETTE[4], linewidths=0, zorder=2)
     for (x, y), share in zip(places, counts / len(pairs), strict=True):
         if share >= _SHOWN:
-            axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=8, zorder=3)
+            text = axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=8, color=INK, zorder=3)
+            text.set_path_effects([withStroke(linewidth=2, foreground=PALETTE[4])])  # where a bubble is small
     edge = 1.3 * float(levels.max())
     axes.set(xlim=(0, edge), ylim=(0, edge), aspect="equal")
     axes.set_xlabel("a weight, in units of its scale", fontsize=9)

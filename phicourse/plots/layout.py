@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from phicourse.gguf.block_anatomy import field_kind
 from phicourse.gguf.types import Field, TensorType
 from phicourse.plots.hex import COLOURS
-from phicourse.plots.style import GREY, Picture, figure_of, tidy
+from phicourse.plots.style import GREY, INK, Picture, figure_of, tidy
 
 _NARROW = 0.035  # of the widest row: less has no room for a name
 _ROOMY = 0.14  # of the widest row: from here on there is room for a sentence
@@ -56,7 +56,7 @@ def _draw_field(axes: Axes, row: int, type: TensorType, field: Field, widest: fl
     axes.add_patch(box)
     if width > _NARROW * widest:
         sized = f"{field.name}: {field.bytes} bytes" if width > _ROOMY * widest else field.name
-        axes.text(left + width / 2, row, sized, ha="center", va="center", fontsize=8)
+        axes.text(left + width / 2, row, sized, ha="center", va="center", fontsize=8, color=INK)
 
 
 def draw_byte_differences(mine: NDArray[np.uint8], theirs: NDArray[np.uint8], type: TensorType) -> Figure:
@@ -73,7 +73,7 @@ def draw_byte_differences(mine: NDArray[np.uint8], theirs: NDArray[np.uint8], ty
         bits[blocks], cmap=_WHITE_TO_RED, vmin=-0.5, vmax=8.5, aspect="auto", interpolation="nearest"
     )
     for field in type.fields:
-        axes.axvline(field.offset - 0.5, color="black", linewidth=0.8)
+        axes.axvline(field.offset - 0.5, color=GREY, linewidth=0.8)
         axes.text(field.offset - 0.4, -0.6, f" {field.name}", ha="left", va="bottom", fontsize=8)
     axes.set_yticks(range(len(blocks)), [f"{block:,}" for block in blocks])
     axes.set_xlabel("byte of the block", fontsize=9)

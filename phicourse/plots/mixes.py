@@ -81,12 +81,17 @@ def _name_points(axes: Axes, points: Mapping[str, Point]) -> None:
     figure = figure_of(axes)
     figure.draw_without_rendering()  # only then it is known where the points lie
     unit = figure.dpi / 72  # pixels of a point
+    frame = axes.get_window_extent()
     pixels = {name: axes.transData.transform(point) for name, point in points.items()}
     taken = [Bbox.from_bounds(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit) for x, y in pixels.values()]
     for name, (x, y) in pixels.items():
         size = (0.62 * _FONT * len(name) * unit, 1.1 * _FONT * unit)
         boxes = {(dx, dy): _text_box((x + dx * unit, y + dy * unit), size, _side(dx)) for dx, dy in _PLACES}
-        free = [place for place, box in boxes.items() if not any(map(box.overlaps, taken))]
+        free = [
+            place
+            for place, box in boxes.items()
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(map(box.overlaps, taken))
+        ]
         if free:
             taken.append(boxes[free[0]])
             _write_beside(axes, name, points[name], free[0])

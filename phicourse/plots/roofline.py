@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, tidy
+from phicourse.plots.style import GREY, PALETTE, Picture, figure_of, ink_on, tidy
 
 _MARKERS = "os^Dv"
 _BAR = 0.8  # of the room that a runner has
@@ -32,16 +32,18 @@ def draw_race(
         axes.barh([row + shift for row in rows], values, height, color=colour, label=name)
         axes.axvline(limit, color=colour, linestyle="--", linewidth=1.2)
         for row, value in zip(rows, values, strict=True):
-            text = axes.annotate(
+            axes.annotate(  # inside the bar, whose own limit is further to the right
                 _in_words(value),
                 (value, row + shift),
-                (4, 0),
+                (-4, 0),
                 "data",
                 "offset points",
+                ha="right",
                 va="center",
                 fontsize=8,
+                color=ink_on(colour),
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6},  # another's limit passes behind
             )
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # lines pass behind it
     axes.plot([], [], "--", color=GREY, label="what memory allows")
     values = [*limits.values(), *(value for row in speeds.values() for value in row.values())]
     axes.set_xscale("log")

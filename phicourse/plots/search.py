@@ -99,7 +99,7 @@ def draw_errors(
     ):
         shift = (i - (len(decoded) - 1) / 2) * width
         axes.bar(places + shift, (values - weights)[order], width, color=colour, label=name)
-    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks([0, len(weights) - 1], ["smallest weight", "largest weight"])
     axes.set_ylabel("error", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(decoded))

@@ -5,7 +5,9 @@ in llama.cpp's order, and the whole file has the same bytes as llama-quantize wr
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from phicourse.quantize.checks import Where, check_blocks
 from phicourse.quantize.importance import ImportanceMatrix
 from phicourse.quantize.mixes import COPY, Mix, Overrides, choose_types, find_mix, n_dimensions
 from phicourse.quantize.plan import Plan, PlannedTensor
-from phicourse.quantize.registry import DEQUANTIZERS, Backend, Search, quantize_data
+from phicourse.quantize.registry import DEQUANTIZERS, Backend, Search, is_compiled, quantize_data
 from phicourse.quantize.sources import Source, open_source
 from phicourse.quantize.weighting import Weighting
 
@@ -30,6 +32,7 @@ _VERSION = Value(ValueType.UINT32, 2)  # of the quantized types' layouts, since 
 _ALIGNMENT = Value(ValueType.UINT32, 32)
 
 Convert = Callable[..., NDArray[Any]]  # `quantize_data` with threads, backend and search
+Rows = Generator[tuple[NDArray[Any], int], None, None]  # new rows, and how many bytes of the source they took
 
 
 def quantize(
@@ -97,7 +100,8 @@ def quantize(
         with GGUFWriter(target, force=force, inputs=model.inputs) as writer:
             _write_metadata(writer, model, chosen, weighting)
             convert = partial(quantize_data, threads=threads, backend=backend, search=search)
-            _write_tensors(writer, model, plan, convert, progress)
+            ahead = partial(is_compiled, backend=backend, search=search)
+            _write_tensors(writer, model, plan, convert, ahead, progress)
     return target
 
 
@@ -184,17 +188,49 @@ def _write_metadata(writer: GGUFWriter, model: Source, mix: Mix, weighting: Weig
         writer.add(key, value.value, value.type, value.element)
 
 
-def _write_tensors(writer: GGUFWriter, model: Source, plan: Plan, convert: Convert, progress: bool) -> None:
-    """Write every tensor, some rows at a time."""
+def _write_tensors(
+    writer: GGUFWriter,
+    model: Source,
+    plan: Plan,
+    convert: Convert,
+    can_go_ahead: Callable[[str], bool],
+    progress: bool,
+) -> None:
+    """Write every tensor, some rows at a time.
+
+    The compiled module makes the next rows while the last ones are written. A function of Python stays in this
+    thread, where Ctrl-C ends it at once.
+    """
     for tensor in plan.tensors:
         writer.declare(tensor.source.name, _stored_shape(tensor.source), tensor.type)
     with byte_bar(plan.source_bytes, progress) as bar:
         for tensor in plan.tensors:
             bar.set_description(tensor.source.name, refresh=False)
-            for first_row, data in model.chunks(tensor.source):
-                for rows in _converted(data, tensor, first_row, convert):
+            ahead = tensor.type != tensor.source.type and can_go_ahead(tensor.type.name)
+            chunks = _converted_chunks(model, tensor, convert)
+            # Closed here, so that after an error nobody still reads the source when it is closed.
+            with closing(_one_ahead(chunks) if ahead else chunks) as parts:
+                for rows, n_bytes in parts:
                     writer.write(tensor.source.name, rows)
-                bar.update(data.nbytes)
+                    bar.update(n_bytes)
+
+
+def _converted_chunks(model: Source, tensor: PlannedTensor, convert: Convert) -> Rows:
+    """Yield rows of a tensor in its new type, and how many bytes of the source these took."""
+    for first_row, data in model.chunks(tensor.source):
+        n_bytes = data.nbytes
+        for rows in _converted(data, tensor, first_row, convert):
+            yield rows, n_bytes
+            n_bytes = 0
+
+
+def _one_ahead(items: Rows) -> Rows:
+    """Yield the same items; a second thread makes each of them while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _stored_shape(tensor: TensorInfo) -> tuple[int, ...]:

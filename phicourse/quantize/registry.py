@@ -211,18 +211,20 @@ def quantize_data(
     rows = check_rows(data, source, type, where)
     if importance is not None:
         importance = check_importance(importance, rows.shape[1] * source.block, where)
-    learners = _replaced.get({}).get(type.name) if backend == "auto" else None
-    function = learners or _function_for(type.name, search)
-    native = None if learners else _native_for(type.name, backend, search)
-    if native is not None:
+    function = _learners(type.name, backend) or _function_for(type.name, search)
+    if (native := _native_for(type.name, backend, search)) is not None:
         quantize = _native_function(native, source, type, search)
-        packed = _quantize_native(quantize, rows, source, type, importance, _threads(threads), where)
-    else:
-        weighted = importance is not None and takes_importance(function)
-        weigh = partial(function, importance=importance) if weighted else function
-        packed = _quantize_chunks(rows, source, type, weigh, where)
+        return _quantize_native(quantize, rows, source, type, importance, _threads(threads), where)
+    weighted = importance is not None and takes_importance(function)
+    weigh = partial(function, importance=importance) if weighted else function
+    packed = _quantize_chunks(rows, source, type, weigh, where)
     check_blocks(packed.view(type.dtype), type, where)
     return packed
+
+
+def is_compiled(type_name: str, backend: Backend = "auto", search: Search = "reference") -> bool:
+    """Whether `quantize_data` leaves this type to the compiled module."""
+    return _native_for(type_name, backend, search) is not None
 
 
 def takes_importance(function: Quantizer) -> bool:
@@ -271,6 +273,11 @@ def _native() -> ModuleType | None:
     return native
 
 
+def _learners(type_name: str, backend: Backend) -> Quantizer | None:
+    """What `use` put in the place of ours."""
+    return _replaced.get({}).get(type_name) if backend == "auto" else None
+
+
 def _function_for(type_name: str, search: Search) -> Quantizer:
     """The NumPy function for a type; QuantizeError for an unknown search."""
     if search == "best":
@@ -286,7 +293,7 @@ def _native_for(type_name: str, backend: Backend, search: Search) -> ModuleType 
     """The compiled module if it is to do the work, else None; QuantizeError where it is asked for and cannot."""
     if backend not in ("auto", "native", "numpy"):
         raise QuantizeError(f"unknown backend {backend!r}; known are auto, native, numpy")
-    if backend == "numpy":
+    if backend == "numpy" or _learners(type_name, backend):
         return None
     native = _native()
     if native is not None and type_name in _native_types(native, search):
@@ -325,14 +332,14 @@ def _threads(threads: int | None) -> int:
 
 def _native_function(
     native: ModuleType, source: TensorType, type: TensorType, search: Search
-) -> Callable[..., None]:
+) -> Callable[..., int | None]:
     """The compiled function that reads this source; other types than F16 and BF16 are widened before."""
     function = {"F16": native.quantize_f16, "BF16": native.quantize_bf16}.get(source.name, native.quantize)
     return partial(function, best=search == "best" and type.name in FORMATS)
 
 
 def _quantize_native(
-    quantize: Callable[..., None],
+    quantize: Callable[..., int | None],
     rows: NDArray[Any],
     source: TensorType,
     type: TensorType,
@@ -346,10 +353,12 @@ def _quantize_native(
     bits = rows if source.name == "F32" else rows.view(np.uint16)
     out = np.empty((len(rows), type.row_bytes(rows.shape[1])), np.uint8)
     try:
-        quantize(type.name, bits, out, threads, importance=importance)
+        bad_block = quantize(type.name, bits, out, threads, importance=importance)
     except ValueError as error:
         check_finite(_widen(rows, source), where)
         raise QuantizeError(f"{where.name}: {error}") from error
+    if bad_block is not None:
+        check_blocks(out.view(type.dtype), type, where)
     return out
 
 

@@ -103,18 +103,24 @@ def _mapped_chunks(file: GGUFFile, tensor: TensorInfo) -> Chunks:
     step = max(1, _CHUNK // (tensor.shape[-1] if tensor.shape else 1))
     for start in range(0, len(blocks), step):
         chunk = blocks[start : start + step]
+        offset = tensor.offset + start * blocks[0].nbytes
+        _advise(chunk, offset + chunk.nbytes, "MADV_WILLNEED")
         yield start, chunk
-        _unmap(chunk, tensor.offset + start * blocks[0].nbytes)
+        _advise(chunk, offset, "MADV_DONTNEED")
 
 
-def _unmap(chunk: NDArray[Any], offset: int) -> None:
-    """Tell the system that the pages of a chunk, at `offset` of its file, will not be read again.
+def _advise(chunk: NDArray[Any], offset: int, advice: str) -> None:
+    """Tell the system what becomes of as many bytes as the chunk has, from `offset` of its file on.
 
-    They could be taken back anyway, but until then they count as memory of this process.
+    MADV_WILLNEED: they are read next, so the disk may begin. MADV_DONTNEED: they are not read again; the system
+    could take their pages back anyway, but until then they count as memory of this process.
     """
     mapping: Any = chunk
     while isinstance(mapping, np.ndarray):
         mapping = mapping.base
-    if isinstance(mapping, mmap.mmap) and hasattr(mapping, "madvise"):
-        start, end = (at // mmap.PAGESIZE * mmap.PAGESIZE for at in (offset, offset + chunk.nbytes))
-        mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, advice):
+        start, end = (
+            min(at, len(mapping)) // mmap.PAGESIZE * mmap.PAGESIZE for at in (offset, offset + chunk.nbytes)
+        )
+        if end > start:
+            mapping.madvise(getattr(mmap, advice), start, end - start)

@@ -6,6 +6,7 @@ from phicourse.widgets.hex_microscope import HexMicroscope
 from phicourse.widgets.merge_animation import MergeAnimation
 from phicourse.widgets.mix_designer import MixDesigner
 from phicourse.widgets.sampling_playground import SamplingPlayground
+from phicourse.widgets.sensitivity_map import SensitivityMap
 
 __all__ = [
     "AttentionViewer",
@@ -14,4 +15,5 @@ __all__ = [
     "MergeAnimation",
     "MixDesigner",
     "SamplingPlayground",
+    "SensitivityMap",
 ]

@@ -205,12 +205,16 @@ class _Desk:
         self.scale = self._slider("scale", SCALES, quantizer.choice.scale)
         self.shift = self._slider("minimum", SHIFTS, quantizer.choice.shift)
         self.where = ipywidgets.ToggleButtons(
-            options=PLACES, value=quantizer.where, description="odds with", style={"button_width": "96px"}
+            options=PLACES, value=quantizer.where, style={"button_width": "96px"}
+        )
+        # a label of its own: that of ToggleButtons moves above them where the row is narrow
+        self.label = ipywidgets.Label(
+            "odds with", layout={"width": "80px", "display": "flex", "justify_content": "flex-end"}
         )
         self.buttons = [self._button("Q4_1", Q4_1), self._button("best", quantizer.best)]
         self.picture = ipywidgets.Image(format="png")
         self.text = ipywidgets.HTML()
-        rows = [self.scale, self.shift, ipywidgets.HBox([self.where, *self.buttons])]
+        rows = [self.scale, self.shift, ipywidgets.HBox([self.label, self.where, *self.buttons])]
         self.box = ipywidgets.VBox([*rows, self.picture, self.text])
         self._draw()
         for control in (self.scale, self.shift, self.where):

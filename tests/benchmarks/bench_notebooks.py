@@ -20,7 +20,7 @@ from side_by_side import REPOSITORY, say
 
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- notebooks -->", "<!-- end of notebooks -->"
-HEAD = "| | | you build | minutes | runs in | memory |\n| --- | --- | --- | --: | --: | --: |"
+HEAD = "| | | you build | minutes | core | runs in | memory |\n| --- | --- | --- | --: | --: | --: | --: |"
 MOST_SECONDS, MOST_MEMORY = 90, 1.5e9
 CELL_TIMEOUT = 600  # seconds
 
@@ -60,24 +60,25 @@ def run(path: Path) -> Run:
         return Run(time.perf_counter() - start, most_memory(client.km.provisioner.pid))
 
 
-def opening(path: Path) -> tuple[str, str]:
-    """The title and the minutes that the first cell of a notebook gives."""
-    text = nbformat.read(path, as_version=4).cells[0].source
-    return re.match(r"# \d\d · (.*)", text)[1], re.search(r"\*\*Time\*\*: (\d+) minutes", text)[1]
+def title_of(path: Path) -> str:
+    """The title that the first cell of a notebook gives."""
+    return re.match(r"# \d\d · (.*)", nbformat.read(path, as_version=4).cells[0].source)[1]
 
 
 def cells_of(table: str) -> dict[str, list[str]]:
-    """The rows that the README has, by the number of the notebook; what one builds is written there by hand."""
+    """The rows that the README has, by the number of the notebook.
+
+    What one builds is written there by hand, the minutes by `phicourse.exercises.timetable`.
+    """
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     return {row[0]: row for row in rows if row and row[0].isdigit()}
 
 
 def row(path: Path, old: list[str], measured: Run | None) -> str:
     """One line of the table."""
-    title, minutes = opening(path)
-    builds = old[2] if len(old) > 2 else "–"
-    numbers = str(measured) if measured else " | ".join(old[4:6]) or "– | –"
-    return f"| {path.name[:2]} | [{title}](notebooks/{path.name}) | {builds} | {minutes} | {numbers} |"
+    told = " | ".join(old[2:5]) or "– | 0 | 0"
+    numbers = str(measured) if measured else " | ".join(old[5:7]) or "– | –"
+    return f"| {path.name[:2]} | [{title_of(path)}](notebooks/{path.name}) | {told} | {numbers} |"
 
 
 def write_table(readme: Path, paths: list[Path], runs: dict[str, Run]) -> str:

@@ -6,13 +6,13 @@
 Makes a Phi with random weights (200 million of them) in .bench/, then converts it, quantizes it F16 -> Q4_K_M,
 reads a prompt and generates with both. With --types it only reads and generates, from files with some layers of
 Phi-3.5-mini's shapes in these mixes, whose rows repeat a few quantized ones. With --depth N tokens are generated
-behind a text of N tokens, which is read once and not measured. Prints speeds and ratios; decides nothing.
+behind a text of N tokens, which is read once and not measured. Prints speeds and ratios, how near both come to this
+machine's limits, and the most memory that each has; draws that in out/roofline.png. Decides nothing.
 """
 
 import argparse
 import ctypes
 import json
-import statistics
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,9 +27,13 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 from random_phi import write_random_phi
 
 import phicourse
-from phicourse.evaluate.products import read_bandwidth
+from phicourse.convert.metadata import config_from_gguf
+from phicourse.evaluate import Measurement
+from phicourse.evaluate.rates import Rate, draw_rates, measure_machine, rate, work_of
 from phicourse.generate.backends import NativeBackend, thread_count
+from phicourse.generate.cache_size import kv_cache_bytes
 from phicourse.gguf import GGUFFile, GGUFWriter, TensorInfo, TensorType, Value, ValueType
+from phicourse.gguf.layers import Tensor
 from phicourse.quantize import MIXES, quantize_rows
 
 N_PROMPT, N_GEN = 512, 128
@@ -188,6 +192,62 @@ def bench_forward(path: Path, threads: int, repetitions: int, depth: int = 0) ->
     return [prompt, generation]
 
 
+def compare_with_machine(path: Path, rows: list[Row], threads: int) -> dict:
+    """Print how near both come to this machine's limits, measured now, and draw it; give what was printed."""
+    say("measuring the machine …")
+    machine, file = measure_machine(threads), GGUFFile.open(path)
+    config = config_from_gguf(file)
+    tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
+    series: dict[str, list[Rate]] = {"phicourse": [], "llama.cpp": []}
+    for row, test, calls in zip(
+        rows, (f"pp{N_PROMPT}", f"tg{N_GEN}"), ([N_PROMPT], [1] * N_GEN), strict=True
+    ):
+        work = work_of(config, tensors, "F16", calls)
+        for (name, rates), speed in zip(series.items(), row.speeds, strict=True):
+            rates.append(rate(Measurement(test, speed, 0, threads, name, len(row.ours)), sum(calls), work))
+            print(f"{name:10s} {test:6s} {rates[-1].line(machine)}")
+    print(machine)
+    picture = REPOSITORY / "out" / "roofline.png"
+    picture.parent.mkdir(exist_ok=True)
+    draw_rates(machine, series).savefig(picture, format="png", dpi=150)
+    say(f"drawn in {picture.relative_to(REPOSITORY)}")
+    return {
+        "bandwidth": machine.bandwidth,
+        "products": machine.products,
+        "rates": {name: [r.as_dict(machine) for r in rates] for name, rates in series.items()},
+    }
+
+
+MEMORY_OF = ("nothing", "phicourse", "llama.cpp")
+
+
+def read_once(name: str, path: Path, threads: int) -> None:
+    """A prompt and some tokens, in a program of its own whose memory is measured."""
+    if name == "nothing":
+        return
+    ids = np.random.default_rng(1).integers(0, 2000, N_PROMPT).astype(np.int32)
+    native = NativeBackend(GGUFFile.open(path), 1024, threads) if name == "phicourse" else None
+    llama = Llama(path, 1024, threads) if name == "llama.cpp" else None
+    for part in (ids, *(ids[i : i + 1] for i in range(8))):
+        if native is not None:
+            native.forward(part, False)
+        if llama is not None:
+            llama.forward(part)
+
+
+def compare_memory(path: Path, threads: int) -> dict[str, int]:
+    """Print the most memory that each side has, beyond the same program that does nothing, in bytes."""
+    say("measuring memory …")
+    script = [sys.executable, str(Path(__file__).resolve()), "--threads", str(threads)]
+    most = {name: run([*script, "--memory-of", name, str(path)]) for name in MEMORY_OF}
+    file = GGUFFile.open(path)
+    needed = file.size + kv_cache_bytes(config_from_gguf(file), 1024)
+    taken = {name: most[name] - most["nothing"] for name in MEMORY_OF[1:]}
+    parts = (f"{name} {n / 1e6:.0f} MB ({n / needed:.2f}×)" for name, n in taken.items())
+    print(f"peak memory: {', '.join(parts)}; file and cache of 1,024 tokens are {needed / 1e6:.0f} MB")
+    return taken
+
+
 def make_mix(f16: Path, mix: str) -> Path:
     """A file like f16 in another mix."""
     path, source = FOLDER / f"repeated-{mix}.gguf", GGUFFile.open(f16)
@@ -242,9 +302,13 @@ def main() -> None:
         "--converter", type=Path, default=REPOSITORY / ".oracles/llama.cpp/convert_hf_to_gguf.py"
     )
     parser.add_argument("--json", type=Path, help="write the measurements to this file as well")
+    parser.add_argument("--memory-of", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    prepare()
     llama_cpp.llama_log_set(be_quiet, None)
+    if args.memory_of:
+        read_once(args.memory_of[0], Path(args.memory_of[1]), args.threads)
+        return
+    prepare()
     if args.types:
         print(HEADER)
         bench_types(
@@ -254,19 +318,17 @@ def main() -> None:
     converted, f16 = bench_convert(make_checkpoint(args.layers or 16), args.converter, args.repetitions)
     quantized, q4 = bench_quantize(f16, args.threads, args.repetitions)
     rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions, args.depth)]
-    weights = sum(tensor.nbytes for tensor in GGUFFile.open(q4).tensors.values())
-    bandwidth = read_bandwidth(args.threads)
-    read = weights * rows[-1].amount / statistics.median(rows[-1].ours)
     print(
         f"llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, {args.repetitions} repetitions, medians"
     )
     print(HEADER, *rows, sep="\n")
-    print(f"memory: {bandwidth / 1e9:.1f} GB/s read at best, generation reads weights at {read / 1e9:.1f} GB/s "
-          f"({read / bandwidth:.0%})")  # fmt: skip
+    limits = compare_with_machine(q4, rows[-2:], args.threads)
+    memory = compare_memory(q4, args.threads)
     if args.json:
         document = {
             "threads": args.threads,
-            "bandwidth": bandwidth,
+            "machine": limits,
+            "peak_memory": memory,
             "rows": [asdict(r) | {"ratio": r.ratio} for r in rows],
         }
         args.json.write_text(json.dumps(document, indent=2))

@@ -68,7 +68,7 @@ VERBS = {
         "--gpu-layers",
         "--raw",
     ],
-    "chat": ["FILE", "--system"],
+    "chat": ["FILE", "--system", "--threads", "--ctx", "--cache-type", "--gpu-layers"],
     "imatrix": [
         "FILE",
         "-f",
@@ -86,6 +86,7 @@ VERBS = {
     ],
     "perplexity": ["FILE", "-f", "--ctx", "--chunks", "--kl-base", "--json"],
     "bench": ["FILE", "-p", "-n", "-r", "--threads", "--json"],
+    "plan": ["FILE", "--memory", "--ctx", "--cache-type", "--json"],
     "diff": ["A", "B", "--json"],
     "doctor": ["--json"],
 }

@@ -225,6 +225,14 @@ def test_chat_answers_line_by_line(q4: Path, phicourse: Phicourse) -> None:
     assert "/reset" in done.stderr
 
 
+def test_chat_keeps_to_the_context_it_is_given(q4: Path, phicourse: Phicourse) -> None:
+    done = phicourse(
+        "chat", q4, "--ctx", "16", "--cache-type", "q8_0", input="Tell me a story about a dog.\n"
+    )
+    assert done.returncode == 0
+    assert "cut off, the context of 16 tokens is full" in done.stderr
+
+
 def test_perplexity_as_text_and_json(q4: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)

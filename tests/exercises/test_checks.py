@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from phicourse.exercises import checkpoint, gguf
+from phicourse.exercises import checkpoint, converter, engine, forward_pass, generation, gguf
 from phicourse.exercises.exercise import Answer, Exercise
 from phicourse.gguf.types import bfloat16_to_float32
 
@@ -109,6 +109,32 @@ def test_an_error_in_the_learners_code_is_a_mistake_with_its_line(capsys: pytest
 def test_a_result_in_the_place_of_the_function_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     gguf.padding(0)  # type: ignore[arg-type]
     assert "without ( )" in capsys.readouterr().out.replace("write it without", "without")
+
+
+def test_a_mistake_that_nobody_knows_is_given_a_way_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    forward_pass.rms_norm(lambda x, weight, eps: x / x.max())
+    said = capsys.readouterr().out
+    assert "likely" not in said and said.splitlines()[-1].startswith("  try       a case so small")
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer", "helps"),
+    [
+        (forward_pass.window_mask, lambda n, window: np.tri(n, dtype=int), "a comparison gives"),
+        (generation.new_mask, lambda new, total: np.tri(total)[-new:], "a comparison gives"),
+        (gguf.writer, lambda metadata, tensors: "text", '"".join'),
+        (engine.product, lambda blocks, codes, scales: np.zeros((len(blocks), 1), np.float32), "each row"),
+        (converter.converter, lambda folder, path: path.write_bytes(b"GGUF"), "GGUFWriter"),
+    ],
+)
+def test_the_reason_fits_the_mistake(exercise: Exercise, answer: Answer, helps: str) -> None:
+    mistake = exercise.judge(answer)
+    assert mistake is not None and helps in mistake.likely
+
+
+def test_no_message_names_a_folder_of_the_learner() -> None:
+    mistake = converter.converter.judge(lambda folder, path: path.write_bytes(b"GGUF"))
+    assert mistake is not None and mistake.got.startswith("byte 4: ")
 
 
 def test_a_check_does_not_let_the_answer_change_its_data() -> None:

@@ -20,7 +20,7 @@ def new_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_begins_empty_and_counts_the_minutes_that_are_left() -> None:
     table = phicourse.progress("02")
     assert table.n_solved == 0 and set(states()) == {"○ not begun"}
-    assert str(table).endswith("0 of 5 solved; about 60 minutes are left")
+    assert str(table).endswith("0 of 5 solved; about 60 minutes are left, 35 of them core")
 
 
 def test_solved_survives_a_new_kernel_and_a_later_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

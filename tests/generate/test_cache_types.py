@@ -44,9 +44,8 @@ def test_the_engine_takes_what_was_foretold(gguf: Path, cache_type: str) -> None
     with GGUFFile.open(gguf) as file:
         config = phicourse.load(gguf).config
         for n_ctx in (1, 32, 33, 500):
-            engine = backends.native_module().Engine(
-                engine_config(config), engine_tensors(backends.native_module(), file), n_ctx, 1, cache_type
-            )
+            tensors = engine_tensors(backends.native_module(), file, file.tensors.values())
+            engine = backends.native_module().Engine(engine_config(config), tensors, n_ctx, 1, cache_type)
             assert engine.cache_bytes == kv_cache_bytes(config, n_ctx, cache_type)
 
 

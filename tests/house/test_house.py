@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 # conda-forge calls these packages otherwise than PyPI does
 CONDA_NAMES = {"matplotlib-base": "matplotlib", "pytorch-cpu": "torch"}
+MOST_BYTES = 60_000_000  # of the repository, with its history
 # tools of the environment that are no Python packages of ours
 CONDA_ONLY = {"python", "pip", "cxx-compiler"}
 
@@ -50,15 +52,47 @@ def test_environment_yml_names_what_the_course_needs_and_says_why(repository: Pa
     lines = [
         line.strip()
         for line in (repository / "environment.yml").read_text().splitlines()
-        if line.startswith("  - ") and "conda-forge" not in line
+        if line.strip().startswith("- ") and "conda-forge" not in line and "- pip:" not in line
     ]
     names = {package_name(line[2:].split("#")[0].strip()) for line in lines}
     pypi_names = {CONDA_NAMES.get(name, name) for name in names} - CONDA_ONLY
     assert pypi_names <= set(locked(repository))
     runtime = {package_name(requirement) for requirement in project(repository)["project"]["dependencies"]}
     assert runtime <= pypi_names
+    extras = project(repository)["project"]["optional-dependencies"]
+    notebooks = {package_name(each) for extra in ("torch", "oracles", "lab") for each in extras[extra]}
+    assert notebooks - {"phicourse"} <= pypi_names
     without_reason = [line for line in lines if "#" not in line and not line.startswith("- python>")]
     assert without_reason == []
+
+
+def floors(requirements: Iterable[str]) -> dict[str, str]:
+    """The lower bound of each package that has one."""
+    found = (re.match(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)", requirement) for requirement in requirements)
+    return {package_name(each[1]): each[2] for each in found if each}
+
+
+def test_environment_yml_and_pyproject_ask_for_the_same_versions_and_the_lock_has_them(
+    repository: Path,
+) -> None:
+    table = project(repository)
+    wanted = [*table["project"]["dependencies"], *table["build-system"]["requires"]]
+    for extra in table["project"]["optional-dependencies"].values():
+        wanted += extra
+    wanted.append(f"cmake{table['tool']['scikit-build']['cmake']['version']}")
+    ours = floors(wanted)
+    text = (repository / "environment.yml").read_text()
+    conda = floors(line.strip().removeprefix("- ") for line in text.splitlines())
+    conda = {CONDA_NAMES.get(name, name): floor for name, floor in conda.items()}
+    assert len(conda) > 15
+    assert conda == {name: ours[name] for name in conda}
+    pins = locked(repository)
+    for name, floor in ours.items():
+        assert version(pins[name]) >= version(floor), name
+
+
+def version(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def tracked_text(repository: Path) -> list[tuple[Path, str]]:
@@ -86,6 +120,21 @@ def test_no_path_of_a_machine_and_no_widget_state(repository: Path) -> None:
         if "tests" not in path.parts:
             assert machine_path.search(text) is None, path
         assert "application/vnd.jupyter.widget-state+json" not in text or path == Path(__file__), path
+
+
+def test_the_repository_stays_small(repository: Path) -> None:
+    """What somebody fetches who clones it, all commits, and what then lies in the folder."""
+    history = subprocess.run(
+        ["git", "rev-list", "--objects", "--disk-usage", "HEAD"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, check=True)
+    files = [repository / name for name in listed.stdout.decode().split("\0") if name]
+    on_disk = sum(path.stat().st_size for path in files if path.is_file())
+    assert int(history.stdout) + on_disk < MOST_BYTES
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -340,11 +341,39 @@ def test_types_that_want_different_codings_of_the_same_vector(config: PhiConfig)
 def test_same_bits_with_any_threads_and_any_cut(name: str, type_name: str) -> None:
     model, ids = random_model(CONFIGS[name]), random_ids(80)
     expected = engine(model, type_name, threads=1).forward(ids, True)
-    for threads in (2, 5):
+    for threads in (2, 3, 5, 8):
         assert np.array_equal(engine(model, type_name, threads=threads).forward(ids, True), expected)
     running = engine(model, type_name)
     pieces = [running.forward(piece, True) for piece in np.split(ids, [66, 67, 71])]
     assert np.array_equal(np.concatenate(pieces[1:]), expected[66:])
+
+
+@pytest.mark.parametrize(
+    ("name", "type_name"),
+    [
+        *(("all", type_name) for type_name in ("F32", "F16", *FAMILIES, *DEQUANTIZED)),
+        *((name, type_name) for name in ("phi2", "phimoe") for type_name in ("F32", "Q4_K")),
+    ],
+)
+def test_same_bits_alone_and_among_other_sequences(name: str, type_name: str) -> None:
+    """Prompts of many lengths at once, then a token for each of nine, of two and of one of them."""
+    config = CONFIGS[name]
+    weights = tensors(random_model(config), type_name)
+    texts = [random_ids(n + 3, seed=n) for n in (1, 2, 3, 5, 8, 13, 40, 62, 90)]  # the switch is at 64
+    many = native.Engine(asdict(config), weights, 128, 3, "F16", len(texts))
+    alone = native.Engine(asdict(config), weights, 128, 1)
+    got = {
+        i: [row] for i, row in enumerate(many.forward_many([(i, t[:-3]) for i, t in enumerate(texts)], False))
+    }
+    for step, some in ((-3, range(9)), (-2, (7, 3)), (-1, (7,))):
+        rows = many.forward_many([(i, texts[i][step:][:1]) for i in some], False)
+        for i, row in zip(some, rows, strict=True):
+            got[i].append(row)
+    for i, text in enumerate(texts):
+        alone.truncate(0)
+        expected = [alone.forward(text[:-3], False)[0]]
+        expected += [alone.forward(text[at : at + 1], False)[0] for at in range(len(text) - 3, len(text))]
+        assert np.array_equal(got[i], expected[: len(got[i])]), i
 
 
 def test_types_may_differ_from_tensor_to_tensor() -> None:
@@ -409,6 +438,30 @@ def test_weights_stay_where_they_are_and_alive(tmp_path: Path) -> None:
     del mapped, data
     gc.collect()
     assert relative_error(running.forward(ids, True), torch_logits(model, ids)) < EXACT
+
+
+def test_other_threads_run_while_it_works() -> None:
+    """Python never takes the turn from the main thread here: only the engine can hand it over."""
+    running, ids = engine(random_model(PLAIN), n_ctx=256, threads=1), random_ids(250)
+    turns, stop = [], threading.Event()
+
+    def other() -> None:
+        while not stop.wait(1e-4):
+            turns.append(1)
+
+    interval, thread = sys.getswitchinterval(), threading.Thread(target=other)
+    thread.start()
+    try:
+        sys.setswitchinterval(1000)
+        before = len(turns)
+        for i in range(len(ids)):
+            running.forward(ids[i : i + 1], False)
+        after = len(turns)
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+    assert after > before
 
 
 def refused(error: type[Exception], text: str, config: dict[str, Any] | None = None, **changes: Any) -> None:

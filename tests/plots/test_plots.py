@@ -4,6 +4,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
@@ -46,11 +47,27 @@ def test_quantized_draws_weights_decoded_values_and_levels() -> None:
     assert levels == [2, 2, 4]  # two levels in each block, then one error bar a weight
 
 
-def test_a_figure_shows_itself_in_a_notebook_on_white() -> None:
+def luminance(colour: str) -> float:
+    """Of light that a screen gives for a colour: WCAG 2, relative luminance."""
+    channels = np.array(to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize(("page", "least"), [("#ffffff", 4.5), ("#111111", 4.0), ("#0d1117", 4.0)])
+def test_words_can_be_read_on_a_light_page_and_on_a_dark_one(page: str, least: float) -> None:
+    axes = draw_sizes({"F16": {"a": 9_000_000}}).axes[0]
+    words = [axes.xaxis.label, *axes.get_xticklabels(), *axes.get_legend().get_texts(), axes.texts[0]]
+    for colour in {to_hex(each.get_color()) for each in words}:
+        low, high = sorted((luminance(colour), luminance(page)))
+        assert (high + 0.05) / (low + 0.05) >= least
+
+
+def test_a_figure_shows_itself_in_a_notebook_without_a_background() -> None:
     png, size = draw_sizes({"F16": {"a": 9_000_000}})._repr_png_()
     pixels = imread(BytesIO(png), format="png")  # (height, width, 4)
     assert pixels.shape[:2] == (2 * size["height"], 2 * size["width"])
-    assert (pixels[0, 0] == 1).all()  # white and opaque: readable in a dark theme too
+    assert pixels[0, 0, 3] == 0 and pixels[..., 3].max() == 1
 
 
 def test_importance_draws_a_line_a_layer_in_parts_of_its_mean() -> None:

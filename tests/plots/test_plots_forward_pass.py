@@ -68,8 +68,10 @@ def test_text_that_would_not_be_seen_is_shown() -> None:
     assert visible(" a\t$") == r"␣a\t\$"
 
 
-def test_the_file_of_a_figure_is_twice_as_sharp_as_on_the_page_and_white_stays_white() -> None:
+def test_the_file_of_a_figure_is_twice_as_sharp_as_on_the_page_and_white_only_where_it_is_painted() -> None:
     figure = draw_heads(MAPS)
     with Image.open(BytesIO(png_of(figure))) as image:
         assert image.width == pytest.approx(2 * size_of(figure)["width"], abs=2)
-        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        pixels = image.convert("RGBA")
+    assert pixels.getpixel((0, 0))[3] == 0
+    assert (255, 255, 255, 255) in {colour for _, colour in pixels.getcolors(pixels.width * pixels.height)}

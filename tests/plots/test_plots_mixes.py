@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from phicourse.plots import draw_change, draw_fragility, draw_mixes, draw_pairs, draw_shares, draw_types
+from phicourse.plots import (
+    draw_change,
+    draw_fragility,
+    draw_mixes,
+    draw_pairs,
+    draw_sensitivity,
+    draw_shares,
+    draw_types,
+)
 from phicourse.plots.mixes import draw_design, unbeaten
 
 
@@ -27,6 +35,21 @@ def test_fragility_writes_each_number_on_ink_that_can_be_read() -> None:
     axes = draw_fragility({"a": np.array([0.5, 0.001]), "b": np.array([0.02])}, "harm", "KL").axes[0]
     assert texts(axes) == ["0.500", "0.001", "0.020"]
     assert axes.texts[0].get_color() == "white" and axes.texts[1].get_color() == "black"
+
+
+def test_small_harms_are_written_so_that_one_sees_them() -> None:
+    axes = draw_fragility({"a": np.array([2e-5, 3e-4])}, "harm", "KL").axes[0]
+    assert texts(axes) == ["2.0e-05", "3.0e-04"]
+
+
+def test_sensitivity_is_a_wall_and_a_curve_beside_the_law() -> None:
+    damage = {"output": np.array([0.5]), "a": np.array([0.1, 0.4])}
+    curve = {"Q4_K": (4.5, 0.1), "Q2_K": (2.5, 0.4)}
+    wall, beside = draw_sensitivity(damage, ("a", 1), curve, "Q2_K", "wall", "KL").axes
+    assert [patch.get_x() for patch in wall.patches if not patch.get_fill()] == [1]
+    law, line, _ = beside.lines
+    assert law.get_ydata().tolist() == [0.4 / 16, 0.4] and line.get_ydata().tolist() == [0.1, 0.4]
+    assert [label.get_text() for label in beside.get_xticklabels()] == ["Q4_K\n4.5", "Q2_K\n2.5"]
 
 
 def test_many_layers_have_no_numbers() -> None:
@@ -54,6 +77,16 @@ def test_names_do_not_cover_each_other() -> None:
     boxes = [text.get_window_extent() for text in axes.texts]
     assert 2 <= len(boxes) < 41
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_no_name_leaves_the_picture() -> None:
+    points = {"A_LONG_NAME_TO_THE_LEFT": (1.0, 0.5), "A_LONG_NAME_TO_THE_RIGHT": (2.0, 0.1)}
+    figure = draw_mixes({"two": points}, "two")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    frame = axes.get_window_extent()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 2 and all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
 
 
 def test_a_change_is_an_arrow_from_the_first_to_the_second() -> None:

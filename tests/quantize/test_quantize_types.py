@@ -5,6 +5,7 @@ Rows of `quantize_inputs` times importance of columns; then whatever hypothesis 
 
 import ctypes
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from quantize_oracles import (
 
 from phicourse.errors import QuantizeError
 from phicourse.gguf import TENSOR_TYPES
+from phicourse.gguf.verify import not_finite
 from phicourse.quantize import DEQUANTIZERS, QUANTIZERS, dequantize_rows, quantize_rows
 
 
@@ -135,6 +137,23 @@ def test_weights_that_no_scale_can_hold_are_refused(type_name: str, kind: str) -
     for importance in (None, IMPORTANCES["uneven"]):
         with pytest.raises(QuantizeError, match=f"input: row .* too large for {type_name}"):
             quantize_rows(KINDS[kind], type_name, importance=importance, backend="numpy")
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_the_compiled_module_finds_the_first_scale_that_is_not_finite(type_name: str) -> None:
+    """It looks at what it stored, block by block, and says where NumPy would have stopped."""
+    native = pytest.importorskip("phicourse.native", reason="the compiled module is not built")
+    importance = IMPORTANCES["uneven"]
+    quantize_rows(KINDS["gaussian"], type_name, importance=importance)  # hands over the grid
+    type, finite = TENSOR_TYPES[type_name], KINDS["gaussian"]
+    too_large = finite * np.where(np.arange(len(finite)) < 10, 1, 1e11)[:, None].astype(np.float32)
+    for x, isa, threads in itertools.product((finite, too_large), native.isas(), (1, 3)):
+        out = np.empty((len(x), type.row_bytes(x.shape[1])), np.uint8)
+        first = native.quantize(type_name, x, out, threads, isa, importance)
+        bad = np.flatnonzero(not_finite(out.view(type.dtype), type))
+        assert first == (bad[0] if bad.size else None), (isa, threads)
+        holds_it = x is finite or type_name in ("F32", "BF16", "MXFP4", "NVFP4")
+        assert (first is None) == holds_it, (isa, threads)
 
 
 # SHA-256 (first 16 digits) of `known_rows` with `known_importances` as ggml 0.25.3 quantizes them: the bytes

@@ -36,7 +36,8 @@ inline const Architecture &find_architecture(const std::string &name) {
 
 struct Config {
     const Architecture *architecture = &find_architecture("phi3");
-    int64_t hidden_size = 0, n_layers = 0, n_heads = 0, n_kv_heads = 0, head_size = 0, ffn_size = 0;
+    int64_t hidden_size = 0, n_layers = 0, first_layer = 0; // layers before the first one are computed elsewhere
+    int64_t n_heads = 0, n_kv_heads = 0, head_size = 0, ffn_size = 0;
     int64_t vocab_size = 0, context_length = 0, original_context_length = 0;
     int64_t rope_size = 0;      // dimensions of a head that are rotated, from the first on
     int64_t sliding_window = 0; // a query sees the keys with query - key < sliding_window; 0: all
@@ -47,6 +48,7 @@ struct Config {
     int64_t n_experts = 0, n_experts_used = 0;        // of a layer, and by each token; 0 without experts
     double router_jitter = 0;                         // see pick_experts
 
+    int64_t own_layers() const { return n_layers - first_layer; }
     int64_t group_size() const { return n_heads / n_kv_heads; } // query heads for one key and value head
     int64_t query_size() const { return n_heads * head_size; }
     int64_t kv_size() const { return n_kv_heads * head_size; }
@@ -85,6 +87,7 @@ inline void check(const Config &config) {
     using namespace detail;
     require_between("hidden_size", config.hidden_size, 1, 1 << 20);
     require_between("n_layers", config.n_layers, 1, 4096);
+    require_between("first_layer", config.first_layer, 0, config.n_layers);
     require_between("n_heads", config.n_heads, 1, 1 << 16);
     require_between("n_kv_heads", config.n_kv_heads, 1, config.n_heads);
     require_between("head_size", config.head_size, 1, 1 << 12);

@@ -30,10 +30,10 @@ class KVCache {
   public:
     // Throws std::invalid_argument where the memory cannot be had.
     KVCache(const Config &config, int64_t n_ctx, Type type)
-        : format_(cache_format(type, config.head_size)), n_kv_heads_(config.n_kv_heads),
-          blocks_((n_ctx + key_block - 1) / key_block), keys_(checked_size(config.n_layers, format_.key_block_bytes)),
-          values_(checked_size(config.n_layers, format_.row_bytes * key_block)),
-          bytes_(config.n_layers * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
+        : format_(cache_format(type, config.head_size)), n_layers_(config.own_layers()),
+          n_kv_heads_(config.n_kv_heads), blocks_((n_ctx + key_block - 1) / key_block),
+          keys_(checked_size(format_.key_block_bytes)), values_(checked_size(format_.row_bytes * key_block)),
+          bytes_(n_layers_ * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
         if (!keys_.allocated() || !values_.allocated()) refuse();
     }
 
@@ -48,11 +48,22 @@ class KVCache {
         return values_.data() + first_block(layer, head) * key_block * format_.row_bytes;
     }
 
+    // The first `positions` of another cache of the same shape.
+    void copy(const KVCache &other, int64_t positions) {
+        const int64_t blocks = (positions + key_block - 1) / key_block, heads = n_layers_ * n_kv_heads_;
+        for (int64_t head = 0; head < heads; ++head) {
+            const int64_t key = head * blocks_ * format_.key_block_bytes;
+            const int64_t value = head * blocks_ * key_block * format_.row_bytes;
+            std::copy_n(other.keys_.data() + key, blocks * format_.key_block_bytes, keys_.data() + key);
+            std::copy_n(other.values_.data() + value, positions * format_.row_bytes, values_.data() + value);
+        }
+    }
+
   private:
     int64_t first_block(int64_t layer, int64_t head) const { return (layer * n_kv_heads_ + head) * blocks_; }
 
-    size_t checked_size(int64_t n_layers, int64_t block_bytes) const {
-        int64_t size = n_layers * n_kv_heads_; // at most 2^28, see check(Config)
+    size_t checked_size(int64_t block_bytes) const {
+        int64_t size = n_layers_ * n_kv_heads_; // at most 2^28, see check(Config)
         if (__builtin_mul_overflow(size, blocks_, &size) || __builtin_mul_overflow(size, block_bytes, &size) ||
             size > PTRDIFF_MAX / 2)
             refuse();
@@ -65,7 +76,7 @@ class KVCache {
     }
 
     CacheFormat format_;
-    int64_t n_kv_heads_, blocks_;
+    int64_t n_layers_, n_kv_heads_, blocks_;
     ZeroedArray<uint8_t> keys_, values_;
     size_t bytes_;
 };

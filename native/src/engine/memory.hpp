@@ -12,19 +12,21 @@ namespace phi {
 // the cache of a long context costs nothing until the text is long.
 template <class T> class ZeroedArray {
   public:
-    explicit ZeroedArray(size_t n) : memory_(std::calloc(n * sizeof(T) + alignment, 1)) {
+    explicit ZeroedArray(size_t n) : bytes_(n * sizeof(T)), memory_(std::calloc(bytes_ + alignment, 1)) {
         const auto address = reinterpret_cast<uintptr_t>(memory_.get());
         data_ = reinterpret_cast<T *>((address + alignment - 1) / alignment * alignment);
     }
 
     bool allocated() const { return memory_ != nullptr; }
     T *data() const { return data_; }
+    size_t bytes() const { return bytes_; }
 
   private:
     static constexpr size_t alignment = 64;
     struct Free {
         void operator()(void *memory) const { std::free(memory); }
     };
+    size_t bytes_;
     std::unique_ptr<void, Free> memory_;
     T *data_;
 };

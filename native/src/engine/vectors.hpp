@@ -29,6 +29,7 @@ class Vectors {
     }
 
     int64_t cols() const { return cols_; }
+    size_t bytes() const { return values_.size() * sizeof(float) + in_32_.bytes() + in_256_.bytes(); }
     float *row(int64_t token) { return values_.data() + token * cols_; }
 
     // Codes the columns begin … end - 1 of a token; both are multiples of 256, or the end of the row.
@@ -64,6 +65,8 @@ class Vectors {
               scales(max_tokens * cols / block) {
             if (!codes.allocated() || !sums.allocated() || !scales.allocated()) throw std::bad_alloc();
         }
+
+        size_t bytes() const { return codes.bytes() + sums.bytes() + scales.bytes(); }
 
         int64_t block, sum_group; // codes that share a scale, and a sum
         ZeroedArray<int8_t> codes;

@@ -50,7 +50,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-    Matrix embedding; // (vocabulary, hidden)
+    Matrix embedding{}; // (vocabulary, hidden); not set where the first layers are computed elsewhere
     std::vector<LayerWeights> layers;
     Norm output_norm;
     Linear output; // (vocabulary, hidden); the embedding where the file has none
@@ -204,11 +204,16 @@ inline LayerWeights take_layer(TensorList &tensors, const Config &config, int64_
     return layer;
 }
 
+inline Matrix take_embedding(TensorList &tensors, const Config &config) {
+    return tensors.take("token_embd.weight", config.vocab_size, config.hidden_size);
+}
+
 inline Linear take_output(TensorList &tensors, const Config &config, const Matrix &embedding) {
     const int64_t rows = config.vocab_size;
     if (tensors.has("output.weight"))
         return tensors.take_linear("output", rows, config.hidden_size, config.output_bias);
-    return {embedding, config.output_bias ? tensors.take_floats("output.bias", rows) : nullptr};
+    return {embedding.data != nullptr ? embedding : take_embedding(tensors, config),
+            config.output_bias ? tensors.take_floats("output.bias", rows) : nullptr};
 }
 
 } // namespace detail
@@ -218,8 +223,9 @@ inline Linear take_output(TensorList &tensors, const Config &config, const Matri
 inline Weights find_weights(const Config &config, const Tensors &all) {
     detail::TensorList tensors(all);
     Weights weights;
-    weights.embedding = tensors.take("token_embd.weight", config.vocab_size, config.hidden_size);
-    for (int64_t i = 0; i < config.n_layers; ++i) weights.layers.push_back(detail::take_layer(tensors, config, i));
+    if (config.first_layer == 0) weights.embedding = detail::take_embedding(tensors, config);
+    for (int64_t i = config.first_layer; i < config.n_layers; ++i)
+        weights.layers.push_back(detail::take_layer(tensors, config, i));
     weights.output_norm = tensors.take_norm("output_norm", config.hidden_size, config.architecture->has_layer_norms);
     weights.output = detail::take_output(tensors, config, weights.embedding);
     weights.output_norm.codings.add(weights.output.weight.type);

@@ -101,22 +101,16 @@ inline __m256i scales_of(const BlockQ3_K &block) {
     return _mm256_cvtepi8_epi16(even_odd(_mm_sub_epi8(stored, _mm_set1_epi8(32))));
 }
 
-// Eight scales, then eight minima of Q4_K and Q5_K; where they lie is said in unpack_scales().
-inline __m128i scales_and_minima(const uint8_t *packed) {
-    const __m128i bytes = load_128(packed);
-    const __m128i first = _mm_and_si128(bytes, _mm_set1_epi8(63)); // four of each
-    const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 2), _mm_set1_epi8(0x30));
-    const __m128i low = _mm_srlv_epi32(_mm_shuffle_epi32(bytes, 0xaa), _mm_setr_epi32(0, 4, 0, 4));
-    const __m128i second = _mm_or_si128(high, _mm_and_si128(low, _mm_set1_epi8(15)));
-    return _mm_unpacklo_epi32(first, second);
-}
+// Q4_K and Q5_K: where the scales and minima lie is said in unpack_scales().
 template <class Block>
     requires(Traits<Block>::minima)
 __m256i scales_of(const Block &block) {
-    return both_halves(_mm_cvtepu8_epi16(scales_and_minima(block.scales)));
+    const uint64_t first = load_32(block.scales), third = load_32(block.scales + 8);
+    return scales_of_32((first & 0x3f3f3f3f) | ((third & 0x0f0f0f0f) | (first >> 2 & 0x30303030)) << 32);
 }
 template <class Block> __m256i minima_of(const Block &block) {
-    return both_halves(_mm_cvtepu8_epi16(_mm_srli_si128(scales_and_minima(block.scales), 8)));
+    const uint64_t second = load_32(block.scales + 4), third = load_32(block.scales + 8);
+    return scales_of_32((second & 0x3f3f3f3f) | ((third >> 4 & 0x0f0f0f0f) | (second >> 2 & 0x30303030)) << 32);
 }
 
 inline __m256i scales_of(const BlockQ6_K &block) { return _mm256_cvtepi8_epi16(even_odd(load_128(block.scales))); }

@@ -35,6 +35,7 @@ static inline void set_codes(const uint8_t *codes, BlockQ8_0 &out) {
 // code_of(i): the codes of LANES weights of a group from number i on, as `pack` takes them; above `highest` there is
 // nothing. Sets them in the first so many blocks. Returns whether none is below zero.
 template <int group, int highest, class Block, class CodeOf>
+    requires requires(Block block) { block.qh; }
 static inline bool set_codes(CodeOf code_of, int blocks, Block *out) {
     uint8_t codes[group * BLOCK];
     Ints signs{};
@@ -44,6 +45,19 @@ static inline bool set_codes(CodeOf code_of, int blocks, Block *out) {
         store(codes + i, min(pack(a, b, c, d), Bytes{} + (uint8_t)highest));
     }
     for (int block = 0; block < blocks; ++block) set_codes(codes + block * BLOCK, out[block]);
+    return !any(signs < 0);
+}
+
+// The same where codes have four bits, which need not become bytes before two of them share one.
+template <int group, int highest, class Block, class CodeOf>
+static inline bool set_codes(CodeOf code_of, int blocks, Block *out) {
+    Ints signs{};
+    for (unsigned block = 0; block < (unsigned)blocks; ++block)
+        for (unsigned i = 0; i < HALF; i += LANES) {
+            const Ints low = code_of(block * BLOCK + i), high = code_of(block * BLOCK + HALF + i);
+            signs |= low | high;
+            store_bytes(out[block].qs + i, min(low, Ints{} + highest) | min(high, Ints{} + highest) << 4);
+        }
     return !any(signs < 0);
 }
 

@@ -2,6 +2,7 @@
 
 #include "../blocks.hpp"
 #include "../thread_pool.hpp"
+#include "finite_blocks.hpp"
 #include "grids.hpp"
 #include "quantizer_table.hpp"
 
@@ -192,18 +193,31 @@ static void quantize_piece(const Job &job, const float *weights, int64_t count, 
         job.functions.improve(quantizer, weights, job.is_weighted() ? job.importance : nullptr, job.n, n_blocks, out);
 }
 
+// Quantizes some weights if all are finite. Returns the number of the first that is not, or `count`.
+static int64_t quantize_if_finite(const Job &job, const float *weights, int64_t count, std::byte *out) {
+    if (job.looks_while_quantizing() && job.quantizer().quantize_any(weights, count / job.info.block, out)) return count;
+    const int64_t finite = job.functions.find_non_finite(weights, count);
+    if (finite == count) quantize_piece(job, weights, count, out);
+    return finite;
+}
+
+// The first of something, found by many threads.
+static void keep_smallest(std::atomic<int64_t> &smallest, int64_t found) {
+    for (int64_t old = smallest; found < old && !smallest.compare_exchange_weak(old, found);) {
+    }
+}
+
 // Quantizes the weights from `first` to `end` in pieces, as far as they are finite. Returns how far that is.
-static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end) {
+static int64_t quantize_chunk(const Job &job, int64_t first, int64_t end, std::atomic<int64_t> &first_bad_block) {
     const int64_t piece = job.whole_rows(PIECE);
     std::vector<float> buffer(job.source == Type::F32 ? 0 : piece);
     for (; first < end; first += piece) {
-        const int64_t count = std::min(piece, end - first);
-        const float *weights = as_floats(job, first, count, buffer.data());
-        std::byte *out = static_cast<std::byte *>(job.out) + first / job.info.block * job.info.bytes;
-        if (job.looks_while_quantizing() && job.quantizer().quantize_any(weights, count / job.info.block, out)) continue;
-        const int64_t finite = job.functions.find_non_finite(weights, count);
+        const int64_t count = std::min(piece, end - first), block = first / job.info.block;
+        std::byte *out = static_cast<std::byte *>(job.out) + block * job.info.bytes;
+        const int64_t finite = quantize_if_finite(job, as_floats(job, first, count, buffer.data()), count, out);
         if (finite < count) return first + finite;
-        quantize_piece(job, weights, count, out);
+        const int64_t n_blocks = count / job.info.block, bad = find_not_finite(job.info.type, out, n_blocks);
+        if (bad < n_blocks) keep_smallest(first_bad_block, block + bad);
     }
     return end;
 }
@@ -221,23 +235,24 @@ static void check(const Job &job) {
 
 bool has_better_search(Type type) { return table(Isa::scalar).types[static_cast<size_t>(type)]->format != nullptr; }
 
-void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads, Isa isa,
-              const float *importance, Search search) {
+std::optional<int64_t> quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
+                                Isa isa, const float *importance, Search search) {
     const Job job{table(isa), type_info(type), source, x, n, out, importance, search};
     check(job);
-    const int64_t n_weights = rows * n;
-    std::atomic<int64_t> first_bad{n_weights};
+    const int64_t n_weights = rows * n, n_blocks = n_weights / job.info.block;
+    std::atomic<int64_t> first_bad{n_weights}, first_bad_block{n_blocks};
     for_each_chunk(n_weights, job.whole_rows(CHUNK), threads, [&](int64_t first, int64_t end) {
-        const int64_t reached = quantize_chunk(job, first, end);
-        int64_t smallest = first_bad;
-        while (reached < end && reached < smallest && !first_bad.compare_exchange_weak(smallest, reached)) {
-        }
+        const int64_t reached = quantize_chunk(job, first, end, first_bad_block);
+        if (reached < end) keep_smallest(first_bad, reached);
         return reached == end;
     });
 
-    if (first_bad == n_weights) return;
-    float buffer;
-    throw NonFiniteError(first_bad / n, first_bad % n, *as_floats(job, first_bad, 1, &buffer));
+    if (first_bad < n_weights) {
+        float buffer;
+        throw NonFiniteError(first_bad / n, first_bad % n, *as_floats(job, first_bad, 1, &buffer));
+    }
+    if (first_bad_block == n_blocks) return std::nullopt;
+    return first_bad_block;
 }
 
 // ---- dequantize ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #include "../isa.hpp"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string_view>
@@ -63,9 +64,11 @@ bool has_better_search(Type type);
 // instruction set. `importance` has n numbers that say how much each column counts, none of them negative or
 // infinite; nullptr: all the same, and the quantizer follows its own rules. Throws NonFiniteError, and
 // std::invalid_argument where the block does not divide n, a type cannot do without importance or has no better
-// search, or its grid has not been set.
-void quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
-              Isa isa = active_isa(), const float *importance = nullptr, Search search = Search::reference);
+// search, or its grid has not been set. Returns the number of the first block with a scale that its field cannot
+// hold and that became infinite, if there is one.
+std::optional<int64_t> quantize(Type type, Type source, const void *x, int64_t rows, int64_t n, void *out, int threads,
+                                Isa isa = active_isa(), const float *importance = nullptr,
+                                Search search = Search::reference);
 
 // The float32 values of rows of blocks of any type. Throws std::invalid_argument where the block does
 // not divide n or the type's grid has not been set.
