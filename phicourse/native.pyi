@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 # ---- instruction sets
 
 def isa() -> str:
-    """Name of the instruction set in use: scalar, avx2, avx512 or neon.
+    """Name of the instruction set in use: scalar, avx2, avx512, neon or neon_i8mm.
 
     The environment variable PHICOURSE_ISA forces one; RuntimeError where it cannot run here.
     """

@@ -6,7 +6,7 @@
 
 namespace phi {
 
-enum class Isa { scalar, avx2, avx512, neon };
+enum class Isa { scalar, avx2, avx512, neon, neon_i8mm };
 
 const char *name(Isa isa);
 

@@ -62,7 +62,8 @@ static void check_errors(const TypeInfo &info, const Floats &x, const float *imp
 static void check_bytes(const TypeInfo &info, const Floats &x, const float *importance, const std::string &what) {
     const Bytes expected = quantized(info, x, importance, Search::best, Isa::scalar);
     for (Isa isa : phi::available_isas())
-        check(quantized(info, x, importance, Search::best, isa, 3) == expected, what + " on " + name(isa));
+        if (isa != Isa::neon_i8mm) // which quantizes as neon does
+            check(quantized(info, x, importance, Search::best, isa, 3) == expected, what + " on " + name(isa));
 }
 
 // Weights as models have them, weights of many sizes, and rows with nothing in them.

@@ -145,10 +145,14 @@ struct Coded {
     std::vector<int8_t> codes;
     std::vector<int16_t> sums;
     Floats scales;
+    Floats rounded; // where weights and vectors meet in BF16
 
     Coded(const Kernels &kernels, Coding coding, int tokens, int64_t cols, uint64_t seed)
-        : coding(coding), cols(cols), values(Random(seed).numbers(tokens * cols, 2)), codes(tokens * cols),
-          sums(tokens * cols / 16 + 1), scales(tokens * cols / 32 + 1) {
+        : Coded(kernels, coding, tokens, cols, Random(seed).numbers(tokens * cols, 2)) {}
+
+    Coded(const Kernels &kernels, Coding coding, int tokens, int64_t cols, Floats numbers)
+        : coding(coding), cols(cols), values(std::move(numbers)), codes(tokens * cols), sums(tokens * cols / 16 + 1),
+          scales(tokens * cols / 32 + 1) {
         if (coding == Coding::none) return;
         for (int token = 0; token < tokens; ++token)
             kernels.quantize(coding, &values[token * cols], static_cast<int>(cols), &codes[token * cols],
@@ -168,11 +172,17 @@ struct Coded {
                 &scales[first * cols / block()]};
     }
 
-    // What the codes say, and half a step: the most that they can be wrong by.
+    void round_to_bf16() { rounded = floats_of(Type::BF16, row_of(Type::BF16, values)); }
+
+    // What the codes say, and half a step: the most that they can be wrong by. BF16 has 8 bits.
     double decoded(int64_t i) const {
+        if (!rounded.empty()) return rounded[i];
         return coding == Coding::none ? values[i] : double(scales[i / block()]) * codes[i];
     }
-    double half_step(int64_t i) const { return coding == Coding::none ? 0 : 0.5001 * scales[i / block()]; }
+    double half_step(int64_t i) const {
+        if (!rounded.empty()) return 0x1p-8 * std::abs(values[i]);
+        return coding == Coding::none ? 0 : 0.5001 * scales[i / block()];
+    }
 };
 
 static void test_quantize(Isa isa, const Kernels &kernels) {
@@ -203,8 +213,10 @@ struct Weights {
     Floats values;
     phi::Matrix matrix;
 
-    Weights(const TypeInfo &info, int64_t rows, int64_t cols) : values(rows * cols) {
-        const Floats source = Random(rows + cols).numbers(rows * cols, 0.5f);
+    Weights(const TypeInfo &info, int64_t rows, int64_t cols)
+        : Weights(info, rows, cols, Random(rows + cols).numbers(rows * cols, 0.5f)) {}
+
+    Weights(const TypeInfo &info, int64_t rows, int64_t cols, const Floats &source) : values(rows * cols) {
         bytes.resize(rows * info.row_bytes(cols));
         const Floats importance(cols, 1.0f); // some types ask for it
         phi::quantize(info.type, Type::F32, source.data(), rows, cols, bytes.data(), 1, phi::active_isa(),
@@ -254,7 +266,8 @@ static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
     constexpr int tokens = 21; // whole tiles of every kernel, and a rest
     for (int64_t cols : {info.block, 3 * info.block, 8 * info.block, info.block == 1 ? int64_t{83} : 5 * info.block}) {
         const Weights weights(info, 37, cols); // two panels and a rest
-        const Coded x(kernels, coding, tokens, cols, cols);
+        Coded x(kernels, coding, tokens, cols, cols);
+        if (info.type == Type::BF16 && isa == Isa::avx512) x.round_to_bf16();
         const std::string what = label(isa, std::string(info.name) + " of " + std::to_string(cols));
         const Floats all = product(kernels, weights, 0, 37, x.batch(0, tokens));
         check_products(what, weights, x, tokens, all);
@@ -266,6 +279,28 @@ static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
             const Floats part = product(kernels, weights, 16, 23, x.batch(0, batch));
             check(std::memcmp(&part[16], &all[16], 7 * sizeof(float)) == 0, what + ": rows by themselves differ");
             check(std::isnan(part[15]) && std::isnan(part[23]), what + ": wrote other rows");
+        }
+    }
+}
+
+// The largest sums that there can be: weights and vectors have one magnitude, and a token the signs of a row. With
+// half of the numbers small, sums are as they usually are.
+static void test_large_sums(Isa isa, const Kernels &kernels, const TypeInfo &info) {
+    const int64_t rows = 16, cols = 2 * info.block;
+    Floats signs = Random(1).numbers(rows * cols, 1);
+    for (float &sign : signs) sign = sign < 0 ? -1.0f : 1.0f;
+    const Weights weights(info, rows, cols, signs);
+    for (bool mixed : {false, true}) {
+        Floats vectors = signs;
+        if (mixed)
+            for (int64_t i = 0; i < rows * cols; i += 2) vectors[i] *= 0.125f;
+        const Coded x(kernels, phi::coding_for(info.type), static_cast<int>(rows), cols, vectors);
+        const Floats all = product(kernels, weights, 0, rows, x.batch(0, static_cast<int>(rows)));
+        const std::string what = label(isa, std::string(info.name) + ", large sums");
+        check_products(what, weights, x, static_cast<int>(rows), all);
+        for (int token = 0; token < rows; ++token) {
+            const Floats one = product(kernels, weights, 0, rows, x.batch(token, 1));
+            check(std::memcmp(one.data(), &all[token * rows], rows * sizeof(float)) == 0, what + ": token alone differs");
         }
     }
 }
@@ -387,7 +422,16 @@ static void test_attention(Isa isa, const Kernels &kernels) {
     }
 }
 
-int main() {
+// Arguments: the instruction sets that this machine must turn out to have, if any are named.
+static void test_isas(int argc, char **argv) {
+    std::string found, expected;
+    for (Isa isa : phi::available_isas()) found += std::string(" ") + name(isa);
+    for (int i = 1; i < argc; ++i) expected += std::string(" ") + argv[i];
+    check(expected.empty() || found == expected, "instruction sets found:" + found + ", expected:" + expected);
+}
+
+int main(int argc, char **argv) {
+    test_isas(argc, argv);
     set_stand_in_grids();
     for (Isa isa : phi::available_isas()) {
         const Kernels &kernels = phi::kernels(isa);
@@ -398,7 +442,10 @@ int main() {
         test_rotate_and_add(isa, kernels);
         test_values_in_the_cache(isa, kernels);
         test_quantize(isa, kernels);
-        for (const TypeInfo &info : phi::type_infos()) test_matmul(isa, kernels, info);
+        for (const TypeInfo &info : phi::type_infos()) {
+            test_matmul(isa, kernels, info);
+            test_large_sums(isa, kernels, info);
+        }
         test_attention(isa, kernels);
     }
     return report("kernels");

@@ -24,7 +24,7 @@ struct QueryState {
 // How many queries meet a key together, so that it is loaded once: their sums need registers.
 #if defined(PHI_ISA_avx512)
 inline constexpr int queries_together = 4;
-#elif defined(PHI_ISA_avx2)
+#elif defined(PHI_ISA_avx2) || defined(PHI_ISA_neon)
 inline constexpr int queries_together = 2;
 #else
 inline constexpr int queries_together = 1;
@@ -93,7 +93,7 @@ void add_values_to(QueryState *states, int start, const float *shrink, const flo
 template <int queries, class Element>
 void add_values(QueryState *states, const float *shrink, const float (*weights)[key_block], const Element *values,
                 KeyRange range, int stride) {
-    constexpr int vectors = 6; // of 96 dimensions all with AVX-512, half with AVX2
+    constexpr int vectors = 6; // of 96 dimensions all with AVX-512, half with AVX2, a quarter with NEON
     int start = 0;
     for (; start + vectors * Lanes::count <= stride; start += vectors * Lanes::count)
         add_values_to<queries, vectors>(states, start, shrink, weights, values, range, stride);

@@ -1,6 +1,10 @@
-// Products with weights that are floats: F32, F16 and BF16. The vectors stay float32.
+// Products with weights that are floats: F32, F16 and BF16, and whatever is made floats first.
+//
+// A dot product is a vector of sums that grows step by step along the columns and is added up at its end. That order
+// is all that its value depends on: it is the same for a token alone and in a batch.
 #pragma once
 
+#include "../quantize/quantizers.hpp"
 #include "kernels.hpp"
 #include "lanes.hpp"
 
@@ -11,67 +15,219 @@ namespace phi::PHI_ISA {
 inline constexpr int tile_rows = 4, tile_tokens = 6;
 #elif defined(PHI_ISA_avx2)
 inline constexpr int tile_rows = 4, tile_tokens = 3;
+#elif defined(PHI_ISA_neon)
+inline constexpr int tile_rows = 4, tile_tokens = 4;
 #else
 inline constexpr int tile_rows = 1, tile_tokens = 1;
 #endif
-inline constexpr int token_block = 8 * tile_tokens; // tokens whose vectors stay in the second-level cache
 
-// Asks for the weights that come after these rows. A single token works at the speed of the memory, and the
-// hardware does not guess well where several rows are read side by side.
-template <int rows, class Weight> void prefetch_next_rows(const Weight *weight, int64_t cols, int64_t k) {
-    constexpr int bytes = rows * Lanes::count * sizeof(Weight); // of one step
-    const char *ahead = reinterpret_cast<const char *>(weight + rows * cols + rows * k);
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(ahead + i, 0, 2); // into the second-level cache
+// One step: so many weights of a row meet as many numbers of a vector, which are of type Input.
+template <class Weight> struct Step {
+    using Input = float;
+    static constexpr int size = Lanes::count;
+    static Lanes weights(const Weight *p) { return load(p); }
+    static Lanes vector(const Input *p) { return load(p); }
+    static void copy(const float *x, Input *out) { store(out, load(x)); }
+};
+
+#if defined(PHI_ISA_avx512)
+// Pairs of neighbours are multiplied and added at once, if both sides are BF16. So vectors are rounded, to 8 bits and
+// an exponent of their own for every number: that is finer than the codes that quantized weights meet.
+struct Pairs {
+    __m512bh v;
+};
+inline Lanes multiply_add(Pairs a, Pairs b, Lanes c) { return {_mm512_dpbf16_ps(c.v, a.v, b.v)}; }
+
+template <> struct Step<Bfloat16> {
+    using Input = Bfloat16;
+    static constexpr int size = 2 * Lanes::count;
+    static Pairs weights(const Bfloat16 *p) { return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(p))}; }
+    static Pairs vector(const Bfloat16 *p) { return weights(p); }
+    static void copy(const float *x, Input *out) {
+        const __m512bh rounded = _mm512_cvtne2ps_pbh(load(x + Lanes::count).v, load(x).v);
+        _mm512_storeu_si512(out, reinterpret_cast<__m512i>(rounded));
+    }
+};
+#endif
+
+template <class Weight> using InputFor = typename Step<Weight>::Input;
+
+// Copies a vector as what the weights meet, step by step, `stride` numbers apart. The last step is filled with zeros.
+template <class Weight> void copy_steps(const float *x, int64_t n, InputFor<Weight> *out, ptrdiff_t stride) {
+    constexpr int size = Step<Weight>::size;
+    int64_t k = 0;
+    for (; k + size <= n; k += size, out += stride) Step<Weight>::copy(x + k, out);
+    if (k == n) return;
+    float last[size] = {};
+    for (int64_t i = k; i < n; ++i) last[i - k] = x[i];
+    Step<Weight>::copy(last, out);
 }
 
-// rows × tokens dot products. Each has one vector of sums of its own, so its value does not depend on what
-// else is in the tile.
+// ---- where weights come from -----------------------------------------------------------------
+
+// Pointers to the weights of a row. `buffer` has room for them.
+template <class Weight> struct InPlace {
+    using Element = Weight;
+    static const Weight *row(const Matrix &matrix, int64_t row, Weight *) {
+        return reinterpret_cast<const Weight *>(matrix.data + row * matrix.row_bytes);
+    }
+};
+
+// Types that have no kernel of their own.
+template <const Quantizer &quantizer, int block> struct Dequantized {
+    using Element = float;
+    static const float *row(const Matrix &matrix, int64_t row, float *buffer) {
+        quantizer.dequantize(matrix.data + row * matrix.row_bytes, matrix.cols / block, buffer);
+        return buffer;
+    }
+};
+
+// Pointers to tile_rows rows; past the end the last one is taken again.
+template <class Source, class Weight>
+void find_rows(const Matrix &matrix, int64_t first, int64_t last, Weight *buffer, const Weight **rows) {
+    for (int i = 0; i < tile_rows; ++i)
+        rows[i] = Source::row(matrix, first + i < last ? first + i : last - 1, buffer + i * matrix.cols);
+}
+
+// ---- tiles -----------------------------------------------------------------------------------
+
+// The sums over the lanes of some vectors, `stride` apart: each in the order of sum(), but four at once.
+#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
+inline __m128 four_lanes(__m256 a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
+#if defined(PHI_ISA_avx512)
+inline __m128 four_lanes(Lanes a) { return four_lanes(_mm256_add_ps(lower_half(a), upper_half(a))); }
+#else
+inline __m128 four_lanes(Lanes a) { return four_lanes(a.v); }
+#endif
+template <int n> void sum_each(const Lanes *vectors, int stride, float *out) {
+    static_assert(n == 4);
+    const __m128 a = four_lanes(vectors[0]), b = four_lanes(vectors[stride]), c = four_lanes(vectors[2 * stride]),
+                 d = four_lanes(vectors[3 * stride]);
+    const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+}
+#else
+template <int n> void sum_each(const Lanes *vectors, int stride, float *out) {
+    for (int i = 0; i < n; ++i) out[i] = sum(vectors[i * stride]);
+}
+#endif
+
+// rows × tokens dot products of n columns. Vectors are given step by step: those of all tokens, one after the other.
 template <int rows, int tokens, class Weight>
-void float_tile(const Weight *weight, int64_t cols, const float *x, float *out, ptrdiff_t stride) {
+void float_tile(const Weight *const *weights, const InputFor<Weight> *x, int64_t n, float (*out)[rows]) {
+    using Step = Step<Weight>;
     Lanes sums[rows][tokens];
     for (int row = 0; row < rows; ++row)
         for (int token = 0; token < tokens; ++token) sums[row][token] = zero();
     int64_t k = 0;
-    for (; k + Lanes::count <= cols; k += Lanes::count) {
-        if constexpr (tokens == 1) prefetch_next_rows<rows>(weight, cols, k);
-        Lanes vectors[tokens];
-        for (int token = 0; token < tokens; ++token) vectors[token] = load(x + token * cols + k);
+    for (; k + Step::size <= n; k += Step::size, x += tokens * Step::size) {
+        // A single token works at the speed of the memory, and the hardware does not guess well where several rows
+        // are read side by side. These are the rows that come next.
+        if constexpr (tokens == 1) prefetch_bytes(weights[0] + rows * (n + k), rows * Step::size * sizeof(Weight));
+        decltype(Step::vector(x)) vectors[tokens];
+        for (int token = 0; token < tokens; ++token) vectors[token] = Step::vector(x + token * Step::size);
         for (int row = 0; row < rows; ++row) {
-            const Lanes weights = load(weight + row * cols + k);
+            const auto row_weights = Step::weights(weights[row] + k);
             for (int token = 0; token < tokens; ++token)
-                sums[row][token] = multiply_add(weights, vectors[token], sums[row][token]);
+                sums[row][token] = multiply_add(row_weights, vectors[token], sums[row][token]);
         }
     }
-    for (int row = 0; row < rows; ++row)
-        for (int token = 0; token < tokens; ++token) {
-            float total = sum(sums[row][token]);
-            for (int64_t i = k; i < cols; ++i) total += load_one(weight + row * cols + i) * x[token * cols + i];
-            out[token * stride + row] = total;
+    for (int token = 0; token < tokens; ++token) {
+        sum_each<rows>(&sums[0][token], tokens, out[token]);
+        for (int64_t i = k; i < n; ++i) // what makes no whole step
+            for (int row = 0; row < rows; ++row)
+                out[token][row] += load_one(weights[row] + i) * load_one(x + token * Step::size + i - k);
+    }
+}
+
+// Each token by itself.
+template <class Source>
+void few_tokens(const Matrix &matrix, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
+                void *scratch) {
+    using Weight = typename Source::Element;
+    auto *buffer = static_cast<Weight *>(scratch);
+    auto *vector = reinterpret_cast<InputFor<Weight> *>(buffer + tile_rows * matrix.cols);
+    for (int token = 0; token < x.tokens; ++token) {
+        copy_steps<Weight>(x.values + token * matrix.cols, matrix.cols, vector, Step<Weight>::size);
+        for (int64_t row = first; row < last; row += tile_rows) {
+            const Weight *rows[tile_rows];
+            find_rows<Source>(matrix, row, last, buffer, rows);
+            float results[1][tile_rows];
+            float_tile<tile_rows, 1>(rows, vector, matrix.cols, results);
+            for (int i = 0; i < tile_rows && row + i < last; ++i) out[token * stride + row + i] = results[0][i];
         }
+    }
 }
 
-template <int rows, class Weight>
-void float_rows(const Weight *weight, int64_t cols, const float *x, int tokens, float *out, ptrdiff_t stride) {
-    int token = 0;
-    for (; token + tile_tokens <= tokens; token += tile_tokens)
-        float_tile<rows, tile_tokens>(weight, cols, x + token * cols, out + token * stride, stride);
-    for (; token < tokens; ++token) float_tile<rows, 1>(weight, cols, x + token * cols, out + token * stride, stride);
-}
+// ---- many tokens -----------------------------------------------------------------------------
 
-template <class Weight>
+// Vectors are copied in the order in which tiles need them, as many as stay in the second-level cache while the rows
+// pass: a single stream is what the hardware fetches ahead best.
+template <class Source> class FloatBatch {
+    using Weight = typename Source::Element;
+    using Input = InputFor<Weight>;
+    static constexpr int step = Step<Weight>::size;
+
+  public:
+    FloatBatch(const Matrix &matrix, void *scratch)
+        : matrix_(matrix), buffer_(static_cast<Weight *>(scratch)),
+          vectors_(reinterpret_cast<Input *>(buffer_ + tile_rows * matrix.cols)) {
+        padded_ = (matrix.cols + step - 1) / step * step;
+        const int64_t room = float_scratch(matrix.cols) - tile_rows * matrix.cols * sizeof(Weight);
+        at_once_ = static_cast<int>(room / (padded_ * sizeof(Input)) / tile_tokens * tile_tokens);
+    }
+
+    void multiply(int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride) {
+        for (int begin = 0; begin < x.tokens; begin += at_once_) {
+            const int tokens = x.tokens - begin < at_once_ ? x.tokens - begin : at_once_;
+            copy_vectors(x.values + begin * matrix_.cols, tokens);
+            for (int64_t row = first; row < last; row += tile_rows)
+                multiply_rows(row, row + tile_rows < last ? row + tile_rows : last, tokens, out + begin * stride, stride);
+        }
+    }
+
+  private:
+    Input *tile_vectors(int token) const { return vectors_ + token * padded_; }
+
+    // The last one is repeated to make up whole tiles.
+    void copy_vectors(const float *x, int tokens) {
+        for (int token = 0; token < tokens; token += tile_tokens)
+            for (int i = 0; i < tile_tokens; ++i)
+                copy_steps<Weight>(x + (token + i < tokens ? token + i : tokens - 1) * matrix_.cols, matrix_.cols,
+                                   tile_vectors(token) + i * step, tile_tokens * step);
+    }
+
+    void multiply_rows(int64_t first, int64_t last, int tokens, float *out, ptrdiff_t stride) {
+        const Weight *rows[tile_rows];
+        find_rows<Source>(matrix_, first, last, buffer_, rows);
+        const int64_t bytes = tile_rows * matrix_.row_bytes;
+        for (int token = 0; token < tokens; token += tile_tokens) {
+            // Of the rows that come next, a part with every tile.
+            const int64_t from = bytes * token / tokens, to = bytes * (token + tile_tokens) / tokens;
+            prefetch_bytes(matrix_.data + first * matrix_.row_bytes + bytes + from, to - from);
+            float results[tile_tokens][tile_rows];
+            float_tile<tile_rows, tile_tokens>(rows, tile_vectors(token), matrix_.cols, results);
+            for (int i = 0; i < tile_tokens && token + i < tokens; ++i)
+                for (int64_t row = first; row < last; ++row)
+                    out[(token + i) * stride + row] = results[i][row - first];
+        }
+    }
+
+    const Matrix &matrix_;
+    Weight *buffer_;  // (tile_rows, cols), where the weights are not floats
+    Input *vectors_;  // (tiles, steps, tile_tokens, step)
+    int64_t padded_;  // columns, in whole steps
+    int at_once_;     // tokens, in whole tiles
+};
+
+template <class Source>
 void float_matmul(const Matrix &matrix, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
-                  void *) {
-    const Weight *weight = reinterpret_cast<const Weight *>(matrix.data);
-    const int64_t cols = matrix.cols;
-    for (int begin = 0; begin < x.tokens; begin += token_block) {
-        const int tokens = x.tokens - begin < token_block ? x.tokens - begin : token_block;
-        const float *vectors = x.values + begin * cols;
-        float *block_out = out + begin * stride;
-        int64_t row = first;
-        for (; row + tile_rows <= last; row += tile_rows)
-            float_rows<tile_rows>(weight + row * cols, cols, vectors, tokens, block_out + row, stride);
-        for (; row < last; ++row) float_rows<1>(weight + row * cols, cols, vectors, tokens, block_out + row, stride);
-    }
+                  void *scratch) {
+    if (x.tokens < tile_tokens || tile_tokens == 1)
+        few_tokens<Source>(matrix, first, last, x, out, stride, scratch);
+    else
+        FloatBatch<Source>(matrix, scratch).multiply(first, last, x, out, stride);
 }
 
 } // namespace phi::PHI_ISA

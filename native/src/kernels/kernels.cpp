@@ -10,13 +10,16 @@
 #include "kernels.hpp"
 
 #include "attention.hpp"
-#include "dequantized_matmul.hpp"
 #include "float_matmul.hpp"
 #if defined(PHI_ISA_avx512)
 #include "quantized_avx512.hpp"
 #elif defined(PHI_ISA_avx2)
 #include "quantized_avx2.hpp"
-#else // NEON has the scalar kernels until it gets its own
+#elif defined(PHI_ISA_neon_i8mm)
+#include "quantized_i8mm.hpp"
+#elif defined(PHI_ISA_neon)
+#include "quantized_dotprod.hpp"
+#else
 #include "quantized_scalar.hpp"
 #endif
 #include "vector_ops.hpp"
@@ -25,7 +28,7 @@ namespace phi::PHI_ISA {
 
 // One for each Type, in the order of the enumeration.
 static constexpr Matmul matmuls[] = {
-    float_matmul<float>, float_matmul<Half>, float_matmul<Bfloat16>,
+    float_matmul<InPlace<float>>, float_matmul<InPlace<Half>>, float_matmul<InPlace<Bfloat16>>,
     quantized_matmul<BlockQ8_0>, quantized_matmul<BlockQ4_0>, quantized_matmul<BlockQ4_1>,
     quantized_matmul<BlockQ5_0>, quantized_matmul<BlockQ5_1>,
     quantized_matmul<BlockQ2_K>, quantized_matmul<BlockQ3_K>, quantized_matmul<BlockQ4_K>,
@@ -35,8 +38,8 @@ static constexpr Matmul matmuls[] = {
     quantized_matmul<BlockIQ2_S>, quantized_matmul<BlockIQ2_XS>, quantized_matmul<BlockIQ2_XXS>,
     quantized_matmul<BlockIQ1_M>, quantized_matmul<BlockIQ1_S>,
     quantized_matmul<BlockTQ1_0>, quantized_matmul<BlockTQ2_0>,
-    quantized_matmul<BlockMXFP4>, dequantized_matmul<quantizer_nvfp4, BLOCK_NVFP4>,
-    dequantized_matmul<quantizer_q1_0, BLOCK_Q1_0>, dequantized_matmul<quantizer_q2_0, BLOCK_Q2_0>,
+    quantized_matmul<BlockMXFP4>, float_matmul<Dequantized<quantizer_nvfp4, BLOCK_NVFP4>>,
+    float_matmul<Dequantized<quantizer_q1_0, BLOCK_Q1_0>>, float_matmul<Dequantized<quantizer_q2_0, BLOCK_Q2_0>>,
 };
 static_assert(sizeof matmuls / sizeof *matmuls == N_TYPES);
 

@@ -143,7 +143,18 @@ inline constexpr size_t panels_bytes(int64_t cols) {
     return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) / 64 * 64 + 64 : half_of_cache;
 }
 
-// Behind them a number for every 16 weights of the tokens, at most 8, that meet the panels together.
-inline constexpr size_t matmul_scratch(int64_t cols) { return panels_bytes(cols) + 8 * (cols / 16) * sizeof(int32_t); }
+// What products of floats use: most of that cache, and at least room for the vectors of a tile and some rows.
+inline constexpr size_t float_scratch(int64_t cols) {
+    constexpr size_t most_of_cache = 768 << 10;
+    const size_t least = (128 << 10) + 16 * sizeof(float) * cols;
+    return least > most_of_cache ? least : most_of_cache;
+}
+
+// Behind panels there is a number for every 16 weights of the tokens, at most 8, that meet them together, and a byte
+// for every block.
+inline constexpr size_t matmul_scratch(int64_t cols) {
+    const size_t for_panels = panels_bytes(cols) + 8 * (cols / 16) * sizeof(int32_t) + cols / 32;
+    return for_panels > float_scratch(cols) ? for_panels : float_scratch(cols);
+}
 
 } // namespace phi

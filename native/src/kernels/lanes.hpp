@@ -1,4 +1,4 @@
-// Floats that are worked on together: 16 with AVX-512, 8 with AVX2, 1 in the scalar kernels.
+// Floats that are worked on together: 16 with AVX-512, 8 with AVX2, 4 with NEON, 1 in the scalar kernels.
 //
 // Kernels on floats are written once, over Lanes; with one lane they read as the plain loop that they are.
 // Everything lives in namespace phi::PHI_ISA because this header is compiled once per instruction set.
@@ -11,6 +11,8 @@
 
 #if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
 #include <immintrin.h>
+#elif defined(PHI_ISA_neon)
+#include <arm_neon.h>
 #endif
 
 namespace phi::PHI_ISA {
@@ -113,6 +115,48 @@ inline void store_codes(int8_t *p, Lanes a) { // rounded to even, held at -128 a
     _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(words, words));
 }
 
+#elif defined(PHI_ISA_neon)
+
+struct Lanes {
+    static constexpr int count = 4;
+    float32x4_t v;
+};
+
+inline Lanes zero() { return {vdupq_n_f32(0.0f)}; }
+inline Lanes broadcast(float x) { return {vdupq_n_f32(x)}; }
+inline Lanes load(const float *p) { return {vld1q_f32(p)}; }
+inline uint16x4_t load_words(const void *p) { return vld1_u16(static_cast<const uint16_t *>(p)); }
+inline Lanes load(const Half *p) { return {vcvt_f32_f16(vreinterpret_f16_u16(load_words(p)))}; }
+inline Lanes load(const Bfloat16 *p) { return {vreinterpretq_f32_u32(vshll_n_u16(load_words(p), 16))}; }
+inline Lanes load(const int8_t *p) {
+    uint32_t four;
+    std::memcpy(&four, p, sizeof four);
+    const int16x8_t words = vmovl_s8(vcreate_s8(four));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)))};
+}
+inline void store(float *p, Lanes a) { vst1q_f32(p, a.v); }
+inline Lanes operator+(Lanes a, Lanes b) { return {vaddq_f32(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {vsubq_f32(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {vmulq_f32(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {vdivq_f32(a.v, b.v)}; }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {vfmaq_f32(c.v, a.v, b.v)}; } // a·b + c
+inline Lanes maximum(Lanes a, Lanes b) { return {vmaxq_f32(a.v, b.v)}; }
+inline Lanes minimum(Lanes a, Lanes b) { return {vminq_f32(a.v, b.v)}; }
+inline Lanes round_to_even(Lanes a) { return {vrndnq_f32(a.v)}; }
+// a, but 0 where x < limit
+inline Lanes zero_below(Lanes limit, Lanes x, Lanes a) {
+    return {vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x.v, limit.v), vreinterpretq_u32_f32(a.v)))};
+}
+inline Lanes power_of_two(Lanes n) { // n whole, -126 … 127
+    return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127)), 23))};
+}
+inline void store_codes(int8_t *p, Lanes a) { // rounded to even, held at -128 and 127
+    const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(a.v));
+    const int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
+    const uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
+    std::memcpy(p, &four, sizeof four);
+}
+
 #else
 
 struct Lanes {
@@ -176,6 +220,9 @@ inline float largest(Lanes a) { return largest(_mm256_max_ps(lower_half(a), uppe
 #elif defined(PHI_ISA_avx2)
 inline float sum(Lanes a) { return sum(a.v); }
 inline float largest(Lanes a) { return largest(a.v); }
+#elif defined(PHI_ISA_neon)
+inline float sum(Lanes a) { return vaddvq_f32(a.v); } // neighbours first
+inline float largest(Lanes a) { return vmaxvq_f32(a.v); }
 #else
 inline float sum(Lanes a) { return a.v; }
 inline float largest(Lanes a) { return a.v; }
@@ -187,6 +234,8 @@ inline float load_one(const Bfloat16 *p) { return bits_to_float(static_cast<uint
 inline float load_one(const Half *p) {
 #if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<uint16_t>(*p))));
+#elif defined(PHI_ISA_neon)
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(static_cast<uint16_t>(*p)))), 0);
 #else
     return load(p).v;
 #endif
@@ -209,6 +258,11 @@ inline Lanes exponential(Lanes x) {
     p = multiply_add(p, r, broadcast(1.0f));
     p = multiply_add(p, r, broadcast(1.0f));
     return zero_below(lowest, x, p * power_of_two(n));
+}
+
+// Asks for memory that will be worked on soon, into the second-level cache.
+inline void prefetch_bytes(const void *from, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(static_cast<const char *>(from) + i, 0, 2);
 }
 
 } // namespace phi::PHI_ISA

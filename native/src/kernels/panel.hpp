@@ -11,25 +11,26 @@ namespace phi::PHI_ISA {
 // The form that weights have in a panel: that of their type, unless the instruction set chooses another one.
 template <class Block> struct PanelForm : Traits<Block> {};
 
-// Where the scale of the group that begins at weight `start` is: even groups of 16 come first, as in sums.
-template <int group> constexpr int scale_index(int start) {
+// Where the offset of the group that begins at weight `start` is: even groups of 16 come first, as in sums.
+template <int group> constexpr int offset_index(int start) {
     return group == 16 ? sum_index(start / 16) : group == 32 ? start / 32 : 0;
 }
 
-// How many pairs of minima a block has, in the order of scales; the only one of a block of 32 is 1 and is not stored.
+// How many pairs of minima a block has, in the order of offsets; the only one of a block of 32 is 1 and is not stored.
 template <class Block> constexpr int minima_pairs() {
     using Form = Traits<Block>;
     return !Form::minima ? 0 : Form::size == 32 ? 1 : Form::size / Form::group / 2;
 }
 
 // One block of one row, in the order of the panel: what becomes a column of it is a run of 32-bit words here.
-// A block of 32 has no scale but d. Where there are no minima there is one pair, not used.
+// Scales are in pairs, those of neighbouring groups. A block of 32 has no scale but d. Where there are no minima there
+// is one pair, not used.
 template <int size, int group, int pairs> struct alignas(32) PanelRow {
-    static constexpr int n_scales = size == 32 ? 1 : group == 16 ? 16 : 8;
+    static constexpr int n_scales = size == 32 ? 1 : group == 16 ? 8 : 4; // pairs
     static constexpr int n_pairs = pairs > 0 ? pairs : 1;
 
     uint8_t codes[size];
-    int32_t scales[n_scales];
+    int16_t scales[n_scales][2];
     int16_t minima[n_pairs][2];
 };
 
@@ -38,7 +39,7 @@ template <int size, int group, int pairs> struct alignas(64) PanelBlock {
     using Row = PanelRow<size, group, pairs>;
 
     uint8_t codes[size / 4][panel_rows][4];
-    int32_t scales[Row::n_scales][panel_rows];
+    int16_t scales[Row::n_scales][panel_rows][2];
     int16_t minima[Row::n_pairs][panel_rows][2];
     float d[panel_rows], dmin[panel_rows];
 };
@@ -128,16 +129,25 @@ struct PanelVector {
     const int8_t *codes;
     const int32_t *offsets;
     const float *scales;
+    const bool *small; // for each block: the activations of all tokens of the tile are, see is_small()
 };
 
-// A few tokens from `first` on; the last one of all is repeated to make up the number.
+// Whether a block of activations is so small that a tile may take a shorter way; the instruction set brings it.
+template <class Block> bool is_small(const int8_t *codes);
+
+// A few tokens from `first` on; the last one of all is repeated to make up the number. `scratch` has room for their
+// offsets and for a bool of each block.
 template <class Block, int tokens>
-void set_vectors(const Activations &x, int first, int32_t *offsets, PanelVector *vectors) {
-    const int64_t blocks = x.cols / Traits<Block>::size, n = blocks * offsets_in<Block>();
+void set_vectors(const Activations &x, int first, int32_t *scratch, PanelVector *vectors) {
+    constexpr int size = Traits<Block>::size;
+    const int64_t blocks = x.cols / size, n = blocks * offsets_in<Block>();
+    bool *small = reinterpret_cast<bool *>(scratch + tokens * n);
+    for (int64_t block = 0; block < blocks; ++block) small[block] = true;
     for (int i = 0; i < tokens; ++i) {
         const Vector vector = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
-        set_offsets<Block>(vector.sums, blocks, offsets + i * n);
-        vectors[i] = {vector.codes, offsets + i * n, vector.scales};
+        set_offsets<Block>(vector.sums, blocks, scratch + i * n);
+        vectors[i] = {vector.codes, scratch + i * n, vector.scales, small};
+        for (int64_t block = 0; block < blocks; ++block) small[block] &= is_small<Block>(vector.codes + block * size);
     }
 }
 
@@ -167,7 +177,7 @@ void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activ
     const int64_t blocks = weight.cols / Traits<Block>::size;
     const int64_t at_once = panels_bytes(weight.cols) / (blocks * sizeof(PanelBlockOf<Block>)) * panel_rows;
     auto *panels = static_cast<PanelBlockOf<Block> *>(scratch);
-    auto *offsets = reinterpret_cast<int32_t *>(static_cast<char *>(scratch) + panels_bytes(weight.cols));
+    auto *for_vectors = reinterpret_cast<int32_t *>(static_cast<char *>(scratch) + panels_bytes(weight.cols));
     for (int64_t begin = first; begin < last; begin += at_once) {
         const int64_t end = begin + at_once < last ? begin + at_once : last;
         const auto for_panels = [&](const auto &body) {
@@ -177,7 +187,7 @@ void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activ
         for_panels([&](int64_t row, int64_t stop, auto *panel) { pack_panel<Block>(weight, row, stop, panel); });
         for (int token = 0; token < x.tokens; token += tokens) {
             PanelVector vectors[tokens];
-            set_vectors<Block, tokens>(x, token, offsets, vectors);
+            set_vectors<Block, tokens>(x, token, for_vectors, vectors);
             const int used = x.tokens - token < tokens ? x.tokens - token : tokens;
             for_panels([&](int64_t row, int64_t stop, const auto *panel) {
                 panel_product<Tile, tokens>(panel, blocks, vectors, used, static_cast<int>(stop - row),

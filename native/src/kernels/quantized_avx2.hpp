@@ -55,6 +55,8 @@ template <class Block>
 using TileOf =
     Tile<Traits<Block>::size, Traits<Block>::group, rounded_up(Traits<Block>::max_code), minima_pairs<Block>()>;
 
+template <class Block> bool is_small(const int8_t *) { return false; } // there is one way only
+
 inline __m256i repeat_32(const void *p) { return _mm256_set1_epi32(*static_cast<const AnyInt *>(p)); }
 
 // Adds Σ code · activation over one group of weights that share a scale, for eight rows.
@@ -84,6 +86,13 @@ template <class Tile> __m256i block_minima(const typename Tile::Block &block, in
     return sums;
 }
 
+// The scales of eight rows for the group that begins at weight `start`.
+template <class Tile> __m256i scales_at(const typename Tile::Block &block, int start, int row) {
+    const int group = start / Tile::group;
+    const __m256i pairs = load_256(block.scales[group / 2][row]);
+    return _mm256_srai_epi32(group % 2 == 0 ? _mm256_slli_epi32(pairs, 16) : pairs, 16);
+}
+
 // Adds one block of eight rows, from `row` on, to the dot products with each token.
 template <class Tile, int tokens>
 void add_block(const typename Tile::Block &block, int row, const PanelVector *x, int64_t index, __m256 *totals) {
@@ -92,17 +101,17 @@ void add_block(const typename Tile::Block &block, int row, const PanelVector *x,
     const int32_t *offsets[tokens];
     for (int i = 0; i < tokens; ++i) offsets[i] = x[i].offsets + index * Tile::n_offsets;
     for (int start = 0; start < size; start += group) {
-        const int scale = scale_index<group>(start);
+        const int offset = offset_index<group>(start);
         const int8_t *codes[tokens];
         __m256i sums[tokens];
         for (int i = 0; i < tokens; ++i) {
             codes[i] = x[i].codes + index * size + start;
-            sums[i] = Tile::pairs > 0 || Tile::is_signed ? _mm256_setzero_si256() : repeat_32(offsets[i] + scale);
+            sums[i] = Tile::pairs > 0 || Tile::is_signed ? _mm256_setzero_si256() : repeat_32(offsets[i] + offset);
         }
         group_products<Tile, tokens>(reinterpret_cast<const uint8_t (*)[panel_rows][4]>(block.codes[start / 4][row]),
                                      codes, sums);
         for (int i = 0; i < tokens; ++i) {
-            if constexpr (group < size) sums[i] = _mm256_mullo_epi32(sums[i], load_256(&block.scales[scale][row]));
+            if constexpr (group < size) sums[i] = _mm256_mullo_epi32(sums[i], scales_at<Tile>(block, start, row));
             products[i] = start == 0 ? sums[i] : _mm256_add_epi32(products[i], sums[i]);
         }
     }

@@ -183,10 +183,14 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
         _mm256_store_si256(reinterpret_cast<__m256i *>(out.codes) + part, codes);
     }
     if constexpr (multiply) scales = _mm256_set1_epi16(1);
-    __m256i *to = reinterpret_cast<__m256i *>(out.scales);
-    _mm256_store_si256(to, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(scales)));
-    if constexpr (Row::n_scales == 16)
-        _mm256_store_si256(to + 1, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(scales, 1)));
+    const __m128i even = _mm256_castsi256_si128(scales), odd = _mm256_extracti128_si256(scales, 1);
+    __m128i *to = reinterpret_cast<__m128i *>(out.scales);
+    if constexpr (Row::n_scales == 8) { // of groups of 16
+        _mm_store_si128(to, _mm_unpacklo_epi16(even, odd));
+        _mm_store_si128(to + 1, _mm_unpackhi_epi16(even, odd));
+    } else {
+        _mm_store_si128(to, even); // both halves have the same
+    }
     if constexpr (Form::minima) {
         alignas(32) int16_t minima[16];
         _mm256_store_si256(reinterpret_cast<__m256i *>(minima), minima_of(block));

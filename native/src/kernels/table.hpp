@@ -27,6 +27,11 @@ namespace neon {
 extern const Kernels table;
 }
 #endif
+#if defined(PHI_HAS_neon_i8mm)
+namespace neon_i8mm {
+extern const Kernels table;
+}
+#endif
 
 // Throws std::invalid_argument where the set was not compiled in.
 inline const Kernels &kernels(Isa isa) {
@@ -42,6 +47,9 @@ inline const Kernels &kernels(Isa isa) {
 #endif
 #if defined(PHI_HAS_neon)
     case Isa::neon: return neon::table;
+#endif
+#if defined(PHI_HAS_neon_i8mm)
+    case Isa::neon_i8mm: return neon_i8mm::table;
 #endif
     default: throw std::invalid_argument("no kernels for this instruction set");
     }

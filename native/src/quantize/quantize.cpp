@@ -112,7 +112,8 @@ static const QuantizerTable &table(Isa isa) {
     case Isa::avx2: return avx2::quantizer_table;
 #endif
 #ifdef PHI_HAS_neon
-    case Isa::neon: return neon::quantizer_table;
+    case Isa::neon:
+    case Isa::neon_i8mm: return neon::quantizer_table;
 #endif
     default: return scalar::quantizer_table;
     }

@@ -3,7 +3,12 @@
 
 #include "quantizer_table.hpp"
 
-namespace phi::PHI_ISA {
+// An instruction set that differs from another in kernels only has the quantizers of that one.
+#ifndef PHI_QUANTIZERS
+#define PHI_QUANTIZERS PHI_ISA
+#endif
+
+namespace phi::PHI_QUANTIZERS {
 
 // Index of the first weight that is infinite or not a number, n where there is none.
 int64_t find_non_finite(const float *x, int64_t n);
@@ -33,4 +38,8 @@ extern const Quantizer quantizer_mxfp4, quantizer_nvfp4;
 // one_and_two_bits.cpp
 extern const Quantizer quantizer_q1_0, quantizer_q2_0;
 
-} // namespace phi::PHI_ISA
+} // namespace phi::PHI_QUANTIZERS
+
+namespace phi::PHI_ISA {
+using namespace PHI_QUANTIZERS;
+}
