@@ -264,7 +264,7 @@ static void check_products(const std::string &what, const Weights &weights, cons
 static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
     const Coding coding = phi::coding_for(info.type);
     constexpr int tokens = 21; // whole tiles of every kernel, and a rest
-    for (int64_t cols : {info.block, 3 * info.block, info.block == 1 ? int64_t{83} : 5 * info.block}) {
+    for (int64_t cols : {info.block, 3 * info.block, 8 * info.block, info.block == 1 ? int64_t{83} : 5 * info.block}) {
         const Weights weights(info, 37, cols); // two panels and a rest
         Coded x(kernels, coding, tokens, cols, cols);
         if (info.type == Type::BF16 && isa == Isa::avx512) x.round_to_bf16();

@@ -1,12 +1,13 @@
 """Our speed and llama.cpp's, side by side in one process: A B A B, the same files, the same threads.
 
     python tests/benchmarks/bench_vs_llama_cpp.py [--layers 16] [--repetitions 3] [--threads N] [--json FILE]
-    python tests/benchmarks/bench_vs_llama_cpp.py --types Q4_K_M,Q8_0,IQ3_S [--layers 4] [--threads N]
+    python tests/benchmarks/bench_vs_llama_cpp.py --types Q4_K_M,Q8_0,IQ3_S [--layers 4] [--threads N] [--depth 2048]
 
 Makes a Phi with random weights (200 million of them) in .bench/, then converts it, quantizes it F16 -> Q4_K_M,
 reads a prompt and generates with both. With --types it only reads and generates, from files with some layers of
-Phi-3.5-mini's shapes in these mixes, whose rows repeat a few quantized ones. Prints speeds and ratios, how near
-both come to this machine's limits, and the most memory that each has; draws that in out/roofline.png. Decides nothing.
+Phi-3.5-mini's shapes in these mixes, whose rows repeat a few quantized ones. With --depth N tokens are generated
+behind a text of N tokens, which is read once and not measured. Prints speeds and ratios, how near both come to this
+machine's limits, and the most memory that each has; draws that in out/roofline.png. Decides nothing.
 """
 
 import argparse
@@ -100,12 +101,12 @@ def be_quiet(level: int, text: bytes, data: object) -> None:
 class Llama:
     """llama.cpp without the Python around it: a context, its cache, decode."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, n_ctx: int, threads: int) -> None:
         model_parameters = llama_cpp.llama_model_default_params()
         model_parameters.n_gpu_layers = 0
         self.model = llama_cpp.llama_load_model_from_file(str(path).encode(), model_parameters)
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 1024, 2048, 512
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = n_ctx, 2048, 512
         parameters.n_threads = parameters.n_threads_batch = threads
         self.context = llama_cpp.llama_new_context_with_model(self.model, parameters)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
@@ -115,9 +116,9 @@ class Llama:
         llama_cpp.llama_free(self.context)
         llama_cpp.llama_model_free(self.model)
 
-    def clear(self) -> None:
-        """Empty the cache."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.context), 0, length, -1)
 
     def forward(self, ids: np.ndarray) -> np.ndarray:
         """Append ids (n,) and give the logits after the last (vocab,)."""
@@ -150,18 +151,19 @@ def bench_quantize(f16: Path, threads: int, repetitions: int) -> tuple[Row, Path
     return Row("quantize F16 -> Q4_K_M", "MB/s of F16", f16.stat().st_size / 1e6, *times), ours_path
 
 
-def bench_forward(path: Path, threads: int, repetitions: int) -> list[Row]:
-    """Prompt and generation with both, each from an empty cache."""
-    file = GGUFFile.open(path)
-    native, llama = NativeBackend(file, 1024, threads), Llama(path, threads)
-    ids = np.random.default_rng(1).integers(0, native.config.vocab_size, N_PROMPT).astype(np.int32)
+def bench_forward(path: Path, threads: int, repetitions: int, depth: int = 0) -> list[Row]:
+    """Prompt and generation with both: the prompt from an empty cache, generation behind `depth` tokens."""
+    file, n_ctx = GGUFFile.open(path), depth + 1024
+    native, llama = NativeBackend(file, n_ctx, threads), Llama(path, n_ctx, threads)
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, native.config.vocab_size, N_PROMPT).astype(np.int32)
 
-    def ours(*parts: np.ndarray) -> np.ndarray:
-        native.truncate(0)
+    def ours(*parts: np.ndarray, behind: int = 0) -> np.ndarray:
+        native.truncate(behind)
         return [native.forward(part, False) for part in parts][-1][0]
 
-    def theirs(*parts: np.ndarray) -> np.ndarray:
-        llama.clear()
+    def theirs(*parts: np.ndarray, behind: int = 0) -> np.ndarray:
+        llama.truncate(behind)
         return [llama.forward(part) for part in parts][-1]
 
     difference = np.abs(ours(ids) - theirs(ids)).max() / theirs(ids).std()
@@ -175,11 +177,16 @@ def bench_forward(path: Path, threads: int, repetitions: int) -> list[Row]:
         *in_turns(lambda: ours(ids), lambda: theirs(ids), repetitions),
     )
     say("generation …")
+    text = np.array_split(
+        rng.integers(0, native.config.vocab_size, depth).astype(np.int32), depth // N_PROMPT or 1
+    )
+    if depth:
+        ours(*text), theirs(*text)
     generation = Row(
-        f"generation, {N_GEN} tokens",
+        f"generation, {N_GEN} tokens" + (f" at {depth}" if depth else ""),
         "tokens/s",
         N_GEN,
-        *in_turns(lambda: ours(*steps), lambda: theirs(*steps), repetitions),
+        *in_turns(lambda: ours(*steps, behind=depth), lambda: theirs(*steps, behind=depth), repetitions),
     )
     llama.close()
     return [prompt, generation]
@@ -220,7 +227,7 @@ def read_once(name: str, path: Path, threads: int) -> None:
         return
     ids = np.random.default_rng(1).integers(0, 2000, N_PROMPT).astype(np.int32)
     native = NativeBackend(GGUFFile.open(path), 1024, threads) if name == "phicourse" else None
-    llama = Llama(path, threads) if name == "llama.cpp" else None
+    llama = Llama(path, 1024, threads) if name == "llama.cpp" else None
     for part in (ids, *(ids[i : i + 1] for i in range(8))):
         if native is not None:
             native.forward(part, False)
@@ -268,12 +275,14 @@ def repeated_rows(tensor: TensorInfo, type: TensorType) -> np.ndarray:
     return np.resize(rows, (tensor.rows, rows.shape[1]))
 
 
-def bench_types(mixes: list[str], layers: int, threads: int, repetitions: int) -> list[Row]:
+def bench_types(mixes: list[str], layers: int, threads: int, repetitions: int, depth: int) -> list[Row]:
     """Prompt and generation in each mix."""
     f16, rows = make_f16(layers), []
     for mix in mixes:
         path = make_mix(f16, mix)
-        rows += [replace(row, what=f"{mix} {row.what}") for row in bench_forward(path, threads, repetitions)]
+        rows += [
+            replace(row, what=f"{mix} {row.what}") for row in bench_forward(path, threads, repetitions, depth)
+        ]
         print(*rows[-2:], sep="\n", flush=True)
         path.unlink()
     return rows
@@ -287,6 +296,7 @@ def main() -> None:
         "--types", help="mixes with commas between them: compare these with Phi-3.5-mini's shapes"
     )
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--depth", type=int, default=0, help="tokens in the context before generation begins")
     parser.add_argument("--threads", type=int, default=thread_count(None))
     parser.add_argument(
         "--converter", type=Path, default=REPOSITORY / ".oracles/llama.cpp/convert_hf_to_gguf.py"
@@ -301,11 +311,13 @@ def main() -> None:
     prepare()
     if args.types:
         print(HEADER)
-        bench_types(args.types.upper().split(","), args.layers or 4, args.threads, args.repetitions)
+        bench_types(
+            args.types.upper().split(","), args.layers or 4, args.threads, args.repetitions, args.depth
+        )
         return
     converted, f16 = bench_convert(make_checkpoint(args.layers or 16), args.converter, args.repetitions)
     quantized, q4 = bench_quantize(f16, args.threads, args.repetitions)
-    rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions)]
+    rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions, args.depth)]
     print(
         f"llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, {args.repetitions} repetitions, medians"
     )

@@ -142,7 +142,7 @@ void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const A
     if (x.tokens >= panel_tokens)
         return panel_matmul<Block, TileOf<Block>, panel_tokens>(weight, first, last, x, out, stride, scratch);
     for (int token = 0; token < x.tokens; ++token)
-        vector_matmul<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride);
+        vector_matmul<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride, points_of<Block>());
 }
 
 } // namespace phi::PHI_ISA

@@ -3,7 +3,7 @@
 // vpdpbusd multiplies codes (unsigned) with activations (signed) and adds four neighbours in 32 bits at once.
 #pragma once
 
-#include "quantized_x86.hpp"
+#include "vector_avx512.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -38,7 +38,6 @@ template <int size_, int group_, int pairs_, bool in_words_> struct Tile {
     using Block = PanelBlock<size, group, pairs>;
 };
 
-inline __m512i load_512(const void *p) { return _mm512_load_si512(p); }
 inline __m512i repeat_32(const void *p) { return _mm512_set1_epi32(*static_cast<const AnyInt *>(p)); }
 
 // Σ code · activation, and what it begins with, of the group of weights from `start` on: 16 rows, for each token.
@@ -164,12 +163,23 @@ template <class Block>
 using TileOf = Tile<PanelForm<Block>::size, PanelForm<Block>::group, minima_pairs<Block>(), sums_in_words<Block>()>;
 
 template <class Block>
+void one_token(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, void *scratch) {
+    if constexpr (requires(Block block, PointTable table) { block_sums(block, x, table); }) {
+        int8_t *codes = static_cast<int8_t *>(scratch);
+        in_order_of_points<Traits<Block>::grid>(x.codes, weight.cols, codes);
+        vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, point_table<Block>());
+    } else {
+        vector_matmul<Block>(weight, first, last, x, out, points_of<Block>());
+    }
+}
+
+template <class Block>
 void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
                       ptrdiff_t stride, void *scratch) {
     if (x.tokens >= panel_tokens)
         return panel_matmul<Block, TileOf<Block>, panel_tokens>(weight, first, last, x, out, stride, scratch);
     for (int token = 0; token < x.tokens; ++token)
-        vector_matmul<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride);
+        one_token<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride, scratch);
 }
 
 } // namespace phi::PHI_ISA

@@ -43,28 +43,30 @@ inline __m256i pick_scales(__m256i scales, int part) {
     return _mm256_shuffle_epi8(scales, _mm256_set1_epi16(static_cast<short>(2 * part | (2 * part + 1) << 8)));
 }
 
+// The sums of a block with the part of a vector that it meets. The instruction set may know a better way for a type.
+// Where types have a grid, a table of its points is handed in.
 template <class Block>
     requires(Traits<Block>::size == 32)
-BlockSums block_sums(const Block &block, const int8_t *x, const int16_t *, Points points) {
+BlockSums block_sums(const Block &block, Vector x, Points points) {
     const __m256i zero = _mm256_setzero_si256();
-    return {dot_codes<Traits<Block>>(zero, codes_of(block, 0, points), load_256(x)), zero};
+    return {dot_codes<Traits<Block>>(zero, codes_of(block, 0, points), load_256(x.codes)), zero};
 }
 
-template <class Block> BlockSums block_sums(const Block &block, const int8_t *x, const int16_t *sums, Points points) {
+template <class Block> BlockSums block_sums(const Block &block, Vector x, Points points) {
     using Form = Traits<Block>;
     const __m256i zero = _mm256_setzero_si256();
     const __m256i scales = scales_of(block);
     __m256i products = zero;
 #pragma GCC unroll 8
     for (int part = 0; part < Form::size / 32; ++part) {
-        const __m256i codes = codes_of(block, part, points), activations = load_256(x + 32 * part);
+        const __m256i codes = codes_of(block, part, points), activations = load_256(x.codes + 32 * part);
         if constexpr (Form::group == 256)
             products = dot_codes<Form>(products, codes, activations);
         else
             products = dot_words(products, word_products<Form>(codes, activations), pick_scales(scales, part));
     }
     if constexpr (Form::is_signed) return {products, zero};
-    const __m256i offsets = _mm256_madd_epi16(offsets_of<Form>(block, scales), load_256(sums));
+    const __m256i offsets = _mm256_madd_epi16(offsets_of<Form>(block, scales), load_256(x.sums));
     if constexpr (Form::minima) return {products, offsets};
     return {_mm256_sub_epi32(products, offsets), zero};
 }
@@ -73,6 +75,12 @@ template <class Block> BlockSums block_sums(const Block &block, const int8_t *x,
 inline __m128i sum_lanes(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i sums = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     return _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+}
+inline __m128i sum_products(const BlockSums *rows) {
+    return sum_lanes(rows[0].products, rows[1].products, rows[2].products, rows[3].products);
+}
+template <class Sums> __m128i sum_offsets(const Sums *rows) {
+    return sum_lanes(rows[0].offsets, rows[1].offsets, rows[2].offsets, rows[3].offsets);
 }
 
 inline __m128 four_halves(uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
@@ -98,45 +106,43 @@ template <class Block> __m128 four_dmin(const Block *const *rows, int64_t block)
         return four_halves(a.dmin, b.dmin, c.dmin, d.dmin);
 }
 
-// Asks for the bytes that will be worked on four rows later. Four short streams are too much for the hardware
-// to guess.
-template <class Block> void prefetch_rows(const Block *row, int64_t blocks, int64_t block) {
+// Asks for the bytes that will be worked on four rows later, of `n` blocks. Four short streams are too much for the
+// hardware to guess.
+template <class Block> void prefetch_rows(const Block *row, int64_t blocks, int64_t block, int n = 1) {
     const char *ahead = reinterpret_cast<const char *>(row + 4 * blocks + 4 * block);
-    for (size_t i = 0; i < 4 * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+    for (size_t i = 0; i < 4 * n * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
 }
 
 // Four dot products with one vector.
-template <class Block> __m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Points points) {
+template <class Block, class Table>
+__m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Table table) {
     using Form = Traits<Block>;
     __m128 totals = _mm_setzero_ps();
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<Block>(x)) {
         prefetch_rows(rows[0], blocks, block);
-        const int16_t *x_sums = x.sums + block * sums_in(Form::size);
-        BlockSums sums[4];
-        for (int row = 0; row < 4; ++row)
-            sums[row] = block_sums(rows[row][block], x.codes + block * Form::size, x_sums, points);
-        const __m128 scale = _mm_set1_ps(x.scales[block]);
-        __m128i products = sum_lanes(sums[0].products, sums[1].products, sums[2].products, sums[3].products);
+        decltype(block_sums(*rows[0], x, table)) sums[4];
+        for (int row = 0; row < 4; ++row) sums[row] = block_sums(rows[row][block], x, table);
+        const __m128 scale = _mm_set1_ps(*x.scales);
+        __m128i products = sum_products(sums);
         if constexpr (Form::size == 32 && !Form::minima && !signed_codes<Form>())
-            products = _mm_sub_epi32(products, _mm_set1_epi32(Form::zero * *x_sums));
+            products = _mm_sub_epi32(products, _mm_set1_epi32(Form::zero * *x.sums));
         totals = _mm_fmadd_ps(_mm_mul_ps(four_d(rows, block), scale), _mm_cvtepi32_ps(products), totals);
         if constexpr (Form::minima) {
-            const __m128i offsets =
-                Form::size == 32 ? _mm_set1_epi32(*x_sums)
-                                 : sum_lanes(sums[0].offsets, sums[1].offsets, sums[2].offsets, sums[3].offsets);
+            const __m128i offsets = Form::size == 32 ? _mm_set1_epi32(*x.sums) : sum_offsets(sums);
             totals = _mm_fnmadd_ps(_mm_mul_ps(four_dmin(rows, block), scale), _mm_cvtepi32_ps(offsets), totals);
         }
     }
     return totals;
 }
 
-template <class Block> void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out) {
-    const Points points = points_of<Block>();
+// Rows first … last - 1.
+template <class Block, class Table>
+void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, Table table) {
     for (int64_t row = first; row < last; row += 4) {
         const Block *rows[4]; // past the end the last one is taken again
         for (int i = 0; i < 4; ++i) rows[i] = row_of<Block>(weight, row + i < last ? row + i : last - 1);
         float totals[4];
-        _mm_storeu_ps(totals, dot_rows(rows, weight.cols / Traits<Block>::size, x, points));
+        _mm_storeu_ps(totals, dot_rows(rows, weight.cols / Traits<Block>::size, x, table));
         for (int i = 0; i < 4 && row + i < last; ++i) out[row + i] = totals[i];
     }
 }

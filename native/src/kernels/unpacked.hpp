@@ -131,6 +131,12 @@ template <class Block> Vector vector_of(const Activations &x, int token) {
     return {x.codes + token * x.cols, x.sums + token * blocks * sums_in(size), x.scales + token * blocks};
 }
 
+// The vector from the next block on.
+template <class Block> Vector next_block(Vector x) {
+    constexpr int size = Traits<Block>::size;
+    return {x.codes + size, x.sums + sums_in(size), x.scales + 1};
+}
+
 template <class Block> const Block *row_of(const Matrix &weight, int64_t row) {
     return reinterpret_cast<const Block *>(weight.data + row * weight.row_bytes);
 }

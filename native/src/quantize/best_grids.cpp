@@ -34,7 +34,7 @@ template <int group, int n_levels> struct Levels {
 
     explicit Levels(const Format &format)
         : grid(*find_grid(format.grid->grid)), size(format.size), groups(format.size / group) {
-        for (int k = 0; k < n_levels - 1; ++k) middles[k] = (grid.levels[k] + grid.levels[k + 1]) / 2;
+        for (int k = 0; k < n_levels - 1; ++k) middles[k] = (grid.levels[k] + grid.levels[k + 1]) / 2.0f;
         float all[LANES < ENTRIES ? ENTRIES : LANES] = {};
         for (int k = 0; k < LANES || k < ENTRIES; ++k) all[k] = k % ENTRIES < n_levels ? grid.levels[k % ENTRIES] : 0;
         for (int k = 0; k < values.SIZE; ++k) values.parts[k] = load<Floats>(all + k * LANES % ENTRIES);

@@ -33,7 +33,7 @@ using Levels = std::array<int, 8>; // as many as the group has, zeros behind the
 
 struct Storage {
     std::vector<int8_t> values;
-    std::vector<float> levels;
+    std::vector<uint16_t> numbers;
     std::vector<int32_t> point, word, list, full, full_length, near;
     Grid grid;
 };
@@ -95,6 +95,12 @@ static int32_t word_of(const Shape &shape, const Levels &levels) {
     for (int i = 0; i < shape.group; ++i)
         word |= ((i * entries_of(shape.n_levels) + levels[i]) % 16u) << 4 * i;
     return static_cast<int32_t>(word);
+}
+
+static uint16_t numbers_of(const Shape &shape, const Levels &levels) {
+    unsigned numbers = 0;
+    for (int i = 0; i < shape.group; ++i) numbers |= static_cast<unsigned>(levels[i]) << 16 / shape.group * i;
+    return static_cast<uint16_t>(numbers);
 }
 
 // ---- neighbours ------------------------------------------------------------------------------
@@ -185,11 +191,21 @@ static std::unique_ptr<Storage> build(const Shape &shape, std::vector<int8_t> va
     auto storage = std::make_unique<Storage>();
     Storage &s = *storage;
     s.values = std::move(values);
-    s.levels.assign(different.begin(), different.end());
+    for (const Levels &levels : points) s.numbers.push_back(numbers_of(shape, levels));
     set_points(s, shape, points);
     set_lists(s, shape, points);
-    s.grid = {s.values.data(), word_of(shape, points[0]), s.levels.data(), s.point.data(), s.word.data(),
-              s.list.data(),   s.full.data(),             s.full_length.data(), s.near.data()};
+    s.grid = {.values = s.values.data(),
+              .first_word = word_of(shape, points[0]),
+              .point = s.point.data(),
+              .word = s.word.data(),
+              .list = s.list.data(),
+              .full = s.full.data(),
+              .full_length = s.full_length.data(),
+              .near = s.near.data(),
+              .numbers = s.numbers.data(),
+              .levels = {}};
+    for (size_t i = 0; i < s.values.size(); ++i)
+        s.grid.levels[points[i / shape.group][i % shape.group]] = s.values[i];
     return storage;
 }
 

@@ -18,7 +18,6 @@ enum class GridName { IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_S };
 struct Grid {
     const int8_t *values; // [n_points][group] what a reader multiplies with the scale; group: 4 or 8 weights
     int32_t first_word;   // of point 0
-    const float *levels;  // [n_levels] what they stand for, from the lowest up
     // [n_levels^group]
     const int32_t *point; // which point the combination is, or -1
     const int32_t *word;  // its word if it is a point, or the length of its list
@@ -27,6 +26,9 @@ struct Grid {
     const int32_t *full_length;
     // lists of the words of points near a combination, by distance, then by index
     const int32_t *near;
+    // [n_points] the points in 16 bits: the number of each weight's level, the first lowest; and what the levels are
+    const uint16_t *numbers;
+    int8_t levels[16];
 };
 
 // Places in a table for each weight: the levels, rounded up to a power of two.
