@@ -70,33 +70,26 @@ inline Sums by_token(const PairSums &pairs) {
     return sums;
 }
 
-// The scales of the group with this number, of four in the columns, for two rows: each twice.
-template <int group> int32x4_t scales_of_pair(const uint8_t *columns) {
-    const int32x4_t two = vreinterpretq_s32_u8(vld1q_u8(columns));
-    return scales_in<group % 2 != 0>(group < 2 ? vtrn1q_s32(two, two) : vtrn2q_s32(two, two));
-}
-
-// Adds what four groups have from number `group` on, one by one.
-template <int size, int group>
-[[gnu::always_inline]] inline void add_group(const uint8_t *codes, const uint8_t *scales, const int8_t *const *x,
-                                             int64_t k, PairSums &products) {
-    const PairSums sums = sum_products<size>(codes, x, k);
-    for (int j = 0; j < 4; ++j) {
-        const int32x4_t scale = scales_of_pair<group>(scales + 16 * j);
-        for (int i = 0; i < tokens_at_once / 2; ++i)
-            products.v[i][j] = vmlaq_s32(products.v[i][j], sums.v[i][j], scale);
-    }
-    if constexpr (group < 3) add_group<size, group + 1>(codes + size * panel_rows, scales, x, k + size, products);
-}
-
 template <class Tile>
 [[gnu::always_inline]] inline Sums block_products(const typename Tile::Block &block, int row, const int8_t *const *x) {
     constexpr int group = Tile::group;
-    const uint8_t *codes = at_row(block.codes, row), *scales = at_row(block.scales, row);
+    const uint8_t *codes = at_row(block.codes, row);
     if constexpr (group == Tile::size) return by_token(sum_products<group>(codes, x, 0));
     PairSums products = {};
-    for (int64_t k = 0; k < Tile::size; k += 4 * group, scales += sizeof(TwoColumns))
-        add_group<group, 0>(codes + k * panel_rows, scales, x, k, products);
+    for (int64_t k = 0; k < Tile::size; k += 2 * group) {
+        const int64_t pair = k / (2 * group); // of scales: two of them are side by side in each row
+        const uint8_t *scales = at_row(block.scales, row) + pair / 2 * sizeof(TwoColumns) + pair % 2 * 4;
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; ++odd, codes += group * panel_rows) {
+            const PairSums sums = sum_products<group>(codes, x, k + odd * group);
+            for (int j = 0; j < 4; ++j) {
+                const int32x4_t words = vreinterpretq_s32_u8(vld1q_u8(scales + 16 * j)), two = vtrn1q_s32(words, words);
+                const int32x4_t scale = odd ? scales_in<true>(two) : scales_in<false>(two);
+                for (int i = 0; i < tokens_at_once / 2; ++i)
+                    products.v[i][j] = vmlaq_s32(products.v[i][j], sums.v[i][j], scale);
+            }
+        }
+    }
     return by_token(products);
 }
 
