@@ -67,9 +67,15 @@ def _vectors(n: int, cols: int) -> int:
 
 
 def _product_scratch(cols: int) -> int:
-    """Unpacked panels of 16 rows, half a megabyte at least, and sums of 8 tokens (kernels.hpp)."""
+    """What a thread needs for products (kernels.hpp): unpacked panels, or copies of floats, whatever is more.
+
+    Panels of 16 rows take half a megabyte at least; behind them are the sums of 8 tokens and a byte for each block.
+    Floats take three quarters of a megabyte at least.
+    """
     panel = 16 * (cols + cols // 16 * 10) + 64
-    return max(1 << 19, panel // 64 * 64 + 64 if panel > 1 << 19 else 0) + 8 * (cols // 16) * 4
+    panels = max(1 << 19, panel // 64 * 64 + 64 if panel > 1 << 19 else 0) + 8 * (cols // 16) * 4 + cols // 32
+    floats = max(3 << 18, (1 << 17) + 16 * 4 * cols)
+    return max(panels, floats)
 
 
 def check_cache_fits(
