@@ -141,13 +141,21 @@ void float_tile(const Weight *const *weights, const InputFor<Weight> *x, int64_t
     }
 }
 
+// Bytes of scratch in front of the vectors: for a tile's rows, in whole cache lines, so that floats are aligned.
+template <class Weight> constexpr int64_t bytes_of_rows(int64_t cols) {
+    return (tile_rows * cols * static_cast<int64_t>(sizeof(Weight)) + 63) / 64 * 64;
+}
+template <class Weight> InputFor<Weight> *behind_rows(void *scratch, int64_t cols) {
+    return reinterpret_cast<InputFor<Weight> *>(static_cast<char *>(scratch) + bytes_of_rows<Weight>(cols));
+}
+
 // Each token by itself.
 template <class Source>
 void few_tokens(const Matrix &matrix, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
                 void *scratch) {
     using Weight = typename Source::Element;
     auto *buffer = static_cast<Weight *>(scratch);
-    auto *vector = reinterpret_cast<InputFor<Weight> *>(buffer + tile_rows * matrix.cols);
+    auto *vector = behind_rows<Weight>(scratch, matrix.cols);
     for (int token = 0; token < x.tokens; ++token) {
         copy_steps<Weight>(x.values + token * matrix.cols, matrix.cols, vector, Step<Weight>::size);
         for (int64_t row = first; row < last; row += tile_rows) {
@@ -172,9 +180,9 @@ template <class Source> class FloatBatch {
   public:
     FloatBatch(const Matrix &matrix, void *scratch)
         : matrix_(matrix), buffer_(static_cast<Weight *>(scratch)),
-          vectors_(reinterpret_cast<Input *>(buffer_ + tile_rows * matrix.cols)) {
+          vectors_(behind_rows<Weight>(scratch, matrix.cols)) {
         padded_ = (matrix.cols + step - 1) / step * step;
-        const int64_t room = float_scratch(matrix.cols) - tile_rows * matrix.cols * sizeof(Weight);
+        const int64_t room = float_scratch(matrix.cols) - bytes_of_rows<Weight>(matrix.cols);
         at_once_ = static_cast<int>(room / (padded_ * sizeof(Input)) / tile_tokens * tile_tokens);
     }
 
