@@ -91,6 +91,7 @@ VERBS = {
     "doctor": ["--json"],
 }
 HEAVY = (
+    "numpy",
     "torch",
     "matplotlib",
     "jinja2",
@@ -117,6 +118,12 @@ def test_the_list_of_verbs_is_complete() -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
     listed = [line.split()[0] for line in result.stdout.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == list(VERBS)
+
+
+def test_each_verb_has_a_file_of_its_name(repository: Path) -> None:
+    files = {path.stem for path in (repository / "phicourse" / "cli").glob("*.py")}
+    assert files - set(VERBS) == {"__init__", "commands", "failures", "options", "output", "text"}
+    assert set(VERBS) <= files
 
 
 def test_help_imports_nothing_heavy(repository: Path) -> None:
@@ -217,7 +224,7 @@ def test_version() -> None:
 
 
 def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
-    from phicourse.cli import print_json
+    from phicourse.cli.output import print_json
 
     print_json({"a": [1.5, float("inf")], "b": {"c": float("nan")}, "d": (float("-inf"), "x")})
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None], "b": {"c": None}, "d": [None, "x"]}
