@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from phicourse.errors import GenerateError
+from phicourse.errors import PhiCourseError
+from phicourse.sizes import parse_size
 
 
 def a_path(text: str | Path) -> Path:
@@ -16,24 +17,18 @@ def a_path(text: str | Path) -> Path:
 
 
 def a_size(text: str) -> int:
-    """A size from the command line, as 500M or 2G, in bytes."""
-    from phicourse.errors import GGUFError
-    from phicourse.gguf import parse_size
-
+    """A size from the command line, as 500M or 5.5GiB, in bytes."""
     try:
         return parse_size(text)
-    except GGUFError as error:
+    except PhiCourseError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def an_amount(text: str) -> int:
-    """An amount of memory from the command line, as 6GB or 5.5GiB, in bytes."""
-    from phicourse.memory import parse_memory
-
-    try:
-        return parse_memory(text)
-    except GenerateError as error:
-        raise typer.BadParameter(str(error)) from None
+def a_size_of_files(text: str) -> int:
+    """A size that files may have: at least a byte."""
+    if (n_bytes := a_size(text)) == 0:
+        raise typer.BadParameter("a file needs more than 0 bytes")
+    return n_bytes
 
 
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
@@ -55,7 +50,9 @@ GpuLayers = Annotated[
 ]
 SplitSize = Annotated[
     int | None,
-    typer.Option("--split-max-size", parser=a_size, metavar="SIZE", help="Bytes a file at most: 500M, 2G."),
+    typer.Option(
+        "--split-max-size", parser=a_size_of_files, metavar="SIZE", help="Bytes a file at most: 500M, 2G."
+    ),
 ]
 SplitTensors = Annotated[
     int | None, typer.Option("--split-max-tensors", min=1, metavar="N", help="Tensors a file at most.")

@@ -4,19 +4,17 @@ from typing import Annotated
 
 import typer
 
-from phicourse.cli.options import CacheType, Context, Json, Model, Threads, an_amount
+from phicourse.cli.options import CacheType, Context, Json, Model, Threads, a_size
 from phicourse.cli.output import print_json
 from phicourse.errors import GenerateError
 
 
 def plan(
     file: Model,
-    memory: Annotated[int, typer.Option(parser=an_amount, metavar="SIZE", help="The GPU's: 6GB, 5.5GiB, 0.")],
+    memory: Annotated[int, typer.Option(parser=a_size, metavar="SIZE", help="The GPU's: 6GB, 5.5GiB, 0.")],
     ram: Annotated[
         int | None,
-        typer.Option(
-            parser=an_amount, metavar="SIZE", help="The machine's own.  [default: what is free here]"
-        ),
+        typer.Option(parser=a_size, metavar="SIZE", help="The machine's own.  [default: what is free here]"),
     ] = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",

@@ -157,7 +157,7 @@ except SystemExit:
         ["perplexity", "model.gguf"],
         ["bench", "model.gguf", "-r", "0"],
         ["info", "model.gguf", "--no-such-option"],
-        ["convert", "folder", "--split-max-size", "2 GB"],
+        ["convert", "folder", "--split-max-size", "2 G B"],
         ["convert", "folder", "--split-max-tensors", "0"],
         ["convert", "folder", "--model-name", ""],
         ["split", "model.gguf", "--split-max-size", "0"],
