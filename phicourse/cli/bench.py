@@ -77,10 +77,8 @@ def print_speeds(measured: "Sequence[Measurement]", compared: "Comparison | None
 def draw_roof(compared: "Comparison | None", plot: Path, force: bool) -> None:
     """Write a PNG file of a benchmark below the machine's roof."""
     from phicourse.evaluate.rates import draw_rates
-    from phicourse.gguf import atomic_output
+    from phicourse.plots.style import save_png
 
     if compared is None:
         raise GenerateError("--plot shows the engine alone: not with --gpu-layers, nor where PyTorch runs")
-    with atomic_output(plot, force) as temporary:
-        figure = draw_rates(compared.machine, {"phicourse": compared.rates})
-        figure.savefig(temporary, format="png", dpi=150)
+    save_png(draw_rates(compared.machine, {"phicourse": compared.rates}), plot, force)

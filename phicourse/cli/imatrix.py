@@ -92,9 +92,8 @@ def imatrix(
 
 def draw_columns(matrix: "ImportanceMatrix", picture: Path, force: bool) -> None:
     """Write a PNG file of the importance of all columns."""
-    from phicourse.gguf import atomic_output
     from phicourse.plots import draw_importance
+    from phicourse.plots.style import save_png
     from phicourse.quantize.importance_statistics import importance_by_layer
 
-    with atomic_output(picture, force) as temporary:
-        draw_importance(importance_by_layer(matrix)).savefig(temporary, format="png", dpi=150)
+    save_png(draw_importance(importance_by_layer(matrix)), picture, force)
