@@ -77,7 +77,10 @@ def program_options(
         bool, typer.Option("--debug", help="Show a traceback with errors; may stand anywhere.")
     ] = False,
 ) -> None:
-    """A Phi model from checkpoint to GGUF, quantized, and run."""
+    """A Phi model from checkpoint to GGUF, quantized, and run.
+
+    `phicourse demo` shows all of it on a small model, `phicourse COMMAND -h` says more of a command.
+    """
 
 
 def main() -> None:

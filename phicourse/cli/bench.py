@@ -30,14 +30,14 @@ def bench(
     gpu_layers: GpuLayers = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(parser=a_path, metavar="PNG", help="Draw the speeds below the machine's roof."),
+        typer.Option(parser=a_path, metavar="PNG", help="Draw the speeds below this machine's limits."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second of prompt processing and generation.
 
-    Beside them stand multiply-adds and bytes a second, and what this machine does of both at best.
+    Below each speed stand its multiply-adds and bytes a second, and what part that is of this machine's best.
     """
     from phicourse.evaluate import bench
     from phicourse.evaluate.rates import compare_with_machine

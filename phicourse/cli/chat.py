@@ -10,7 +10,9 @@ from phicourse.cli.text import checked
 
 def chat(
     file: Model,
-    system: Annotated[str | None, typer.Option(metavar="S", help="What the model is to be.")] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="S", help="System prompt: what the model is to be.")
+    ] = None,
     threads: Threads = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",

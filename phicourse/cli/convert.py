@@ -16,23 +16,41 @@ def convert(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", "--outfile", parser=a_path, metavar="OUT", help="The GGUF file to write."
+            "-o",
+            "--out",
+            "--outfile",
+            parser=a_path,
+            metavar="OUT",
+            help="The GGUF file to write, or a folder for it.  [default: in CHECKPOINT]",
         ),
     ] = None,
     outtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0, tq1_0, tq2_0 or auto.")
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="Type of the matrices: f32, f16, bf16, q8_0, tq1_0, tq2_0; auto: the checkpoint's.",
+        ),
     ] = "f16",
     compat: Annotated[
-        bool, typer.Option("--compat", help="Leave out our own keys: the bytes of llama.cpp's converter.")
+        bool,
+        typer.Option(
+            "--compat", help="Leave out phicourse's own keys, for the bytes of llama.cpp's converter."
+        ),
     ] = False,
     split_max_size: SplitSize = None,
     split_max_tensors: SplitTensors = None,
     no_tensor_first_split: KeysFirst = False,
     metadata: Annotated[
         Path | None,
-        typer.Option(parser=a_path, metavar="FILE", help="JSON of general.* keys that count instead."),
+        typer.Option(
+            parser=a_path,
+            metavar="FILE",
+            help="A JSON file of general.* keys that count instead of the checkpoint's.",
+        ),
     ] = None,
-    model_name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name.")] = None,
+    model_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model's name in the file, general.name.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Turn a checkpoint into a GGUF file and print its path.

@@ -22,7 +22,7 @@ def demo(
     force: Force = False,
     threads: Threads = None,
 ) -> None:
-    """phi-tiny the whole way: convert, quantize, chat, compare."""
+    """Take phi-tiny the whole way: convert, quantize, chat, compare."""
     from phicourse.demo import run_demo
 
     run_demo(out, force, threads)

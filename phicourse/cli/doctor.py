@@ -6,7 +6,10 @@ from phicourse.errors import PhiCourseError
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check that everything the course needs is here: [OK] or [FAIL] a line, and what to do."""
+    """Check that everything the course needs is here.
+
+    A line begins with [OK], or with [FAIL] and says what to do.
+    """
     from phicourse.doctor import examine, report
 
     checks = examine()

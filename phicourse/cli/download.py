@@ -16,7 +16,9 @@ def download(
     to: Annotated[
         Path | None,
         typer.Option(
-            parser=a_path, metavar="FOLDER", help="Folder for the files.  [default: the cache, HF_HOME]"
+            parser=a_path,
+            metavar="FOLDER",
+            help="Folder for the files.  [default: the Hub's cache, see HF_HOME]",
         ),
     ] = None,
     force: Annotated[

@@ -20,27 +20,31 @@ def imatrix(
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option("-f", "--file", parser=a_path, metavar="TEXT", help="A text file, UTF-8."),
+        typer.Option(
+            "-f", "--file", parser=a_path, metavar="TEXT", help="The text to measure with, a UTF-8 file."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", parser=a_path, metavar="OUT", help="The file to write."),
     ] = None,
-    ctx: Annotated[int, typer.Option(min=16, metavar="N", help="Tokens a chunk.")] = 512,
+    ctx: Annotated[int, typer.Option(min=16, metavar="N", help="Tokens in a chunk of the text.")] = 512,
     chunks: Annotated[int, typer.Option(min=-1, metavar="N", help="Chunks at most; -1: all.")] = -1,
     output_format: Annotated[
         str, typer.Option(metavar="F", help="gguf, or dat for tools of before 2025.")
     ] = "gguf",
     in_file: Annotated[
         list[Path] | None,
-        typer.Option(parser=a_path, metavar="F", help="Add to this matrix; may be repeated."),
+        typer.Option(
+            parser=a_path, metavar="F", help="Add this matrix to what is measured; may be repeated."
+        ),
     ] = None,
     process_output: Annotated[
         bool, typer.Option("--process-output", help="Measure output.weight, too.")
     ] = False,
     show_statistics: Annotated[
         Path | None,
-        typer.Option(parser=a_path, metavar="F", help="Measure nothing, show what the matrix F has."),
+        typer.Option(parser=a_path, metavar="F", help="Measure nothing, show statistics of the matrix F."),
     ] = None,
     picture: Annotated[
         Path | None,
@@ -64,7 +68,7 @@ def imatrix(
         matrix = ImportanceMatrix.read(show_statistics)
     else:
         if out is None:
-            raise typer.BadParameter("there is no name for the output: -o OUT")
+            raise typer.BadParameter("-o OUT is missing, the file to write")
         if (file is None) != (text is None) or not (file or in_file):
             raise typer.BadParameter("expected FILE and -f TEXT, or --in-file, or --show-statistics")
         with progress_bar("chunk") as progress:

@@ -12,9 +12,11 @@ def info(
     file: Model,
     as_json: Json = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every block for broken numbers.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that every scale and weight is a finite number.")
+    ] = False,
 ) -> None:
-    """Show what is in a file, where, and how many bits."""
+    """Show what is in a GGUF file, where, and how many bits."""
     from phicourse.errors import GGUFError
     from phicourse.gguf import GGUFFile, describe, summary
     from phicourse.gguf import verify as damaged_tensors

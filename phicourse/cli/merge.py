@@ -14,7 +14,9 @@ def merge(
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(parser=a_path, metavar="OUT", help="The new file.  [default: FIRST's name]"),
+        typer.Argument(
+            parser=a_path, metavar="OUT", help="The new file.  [default: FIRST's name, no numbers]"
+        ),
     ] = None,
     compat: Annotated[
         bool, typer.Option("--compat", help="Keep the split.* keys: the bytes of llama-gguf-split.")

@@ -38,7 +38,9 @@ Threads = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--ctx", min=1, metavar="N", help="Context in tokens.  [default: the model's, up to 4096]"),
+    typer.Option(
+        "--ctx", min=1, metavar="N", help="Size of the context in tokens.  [default: the model's, up to 4096]"
+    ),
 ]
 CacheType = Annotated[
     str,
@@ -46,18 +48,19 @@ CacheType = Annotated[
 ]
 GpuLayers = Annotated[
     int,
-    typer.Option("--gpu-layers", metavar="N", help="Layers in PyTorch on a GPU, from the first on; -1: all."),
+    typer.Option("--gpu-layers", metavar="N", help="Run the first N layers in PyTorch on a GPU; -1: all."),
 ]
 SplitSize = Annotated[
     int | None,
     typer.Option(
-        "--split-max-size", parser=a_size_of_files, metavar="SIZE", help="Bytes a file at most: 500M, 2G."
+        "--split-max-size", parser=a_size_of_files, metavar="SIZE", help="Size of a file at most: 500M, 2GB."
     ),
 ]
 SplitTensors = Annotated[
-    int | None, typer.Option("--split-max-tensors", min=1, metavar="N", help="Tensors a file at most.")
+    int | None,
+    typer.Option("--split-max-tensors", min=1, metavar="N", help="Number of tensors in a file at most."),
 ]
 KeysFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="Put only the keys into the first file.")
+    bool, typer.Option("--no-tensor-first-split", help="Put no tensors into the first file, only metadata.")
 ]
 Model = Annotated[Path, typer.Argument(parser=a_path, metavar="FILE", help="A GGUF file.")]

@@ -13,21 +13,25 @@ from phicourse.cli.text import decoded
 def perplexity(
     file: Model,
     text: Annotated[
-        Path, typer.Option("-f", "--file", parser=a_path, metavar="TEXT", help="A text file, UTF-8.")
+        Path,
+        typer.Option("-f", "--file", parser=a_path, metavar="TEXT", help="The text to score, a UTF-8 file."),
     ],
-    ctx: Annotated[int, typer.Option(min=4, metavar="N", help="Tokens a chunk.")] = 512,
+    ctx: Annotated[int, typer.Option(min=4, metavar="N", help="Tokens in a chunk of the text.")] = 512,
     chunks: Annotated[int, typer.Option(min=-1, metavar="N", help="Chunks at most; -1: all.")] = -1,
     kl_base: Annotated[
         Path | None,
         typer.Option(
             parser=a_path,
             metavar="F",
-            help="Log-probabilities of a base model: compared with F, written where F is not there.",
+            help="Compare with the base model whose log-probabilities are in F; no F yet: write this model's.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """How many tokens the model hesitates between: less is better."""
+    """Measure how well a model foresees a text: its perplexity.
+
+    That is about how many tokens it hesitates between: less is better.
+    """
     from phicourse.evaluate import evaluate_text
     from phicourse.generate import load
 

@@ -11,17 +11,21 @@ from phicourse.errors import GenerateError
 
 def plan(
     file: Model,
-    memory: Annotated[int, typer.Option(parser=a_size, metavar="SIZE", help="The GPU's: 6GB, 5.5GiB, 0.")],
+    memory: Annotated[
+        int, typer.Option(parser=a_size, metavar="SIZE", help="Memory of the GPU: 6GB, 5.5GiB; 0: no GPU.")
+    ],
     ram: Annotated[
         int | None,
-        typer.Option(parser=a_size, metavar="SIZE", help="The machine's own.  [default: what is free here]"),
+        typer.Option(
+            parser=a_size, metavar="SIZE", help="Memory of the machine.  [default: what is free here]"
+        ),
     ] = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Say what fits where: layers on a GPU, context, keys and values."""
+    """Say what fits on a GPU: layers, context, keys and values."""
     from phicourse.generate.backends import thread_count
     from phicourse.generate.fit import plan_memory
     from phicourse.gguf import GGUFFile

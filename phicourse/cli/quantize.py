@@ -31,30 +31,36 @@ def quantize(
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option(metavar="REGEX=T", help="Type of the tensors that match; may be repeated."),
+        typer.Option(metavar="REGEX=T", help="Type of the tensors whose names match; may be repeated."),
     ] = None,
     tensor_type_file: Annotated[
         Path | None,
-        typer.Option(parser=a_path, metavar="F", help="A file of REGEX=T, after those given here."),
+        typer.Option(parser=a_path, metavar="F", help="A file of REGEX=T, tried after --tensor-type's."),
     ] = None,
     imatrix: Annotated[
-        str | None, typer.Option(metavar="F", help="An importance matrix: which columns count.")
+        str | None,
+        typer.Option(metavar="F", help="Importance matrix, as phicourse imatrix writes it."),
     ] = None,
     include_weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Use it for tensors with NAME only; may be repeated."),
+        typer.Option(
+            metavar="NAME", help="Use the matrix only for tensors with NAME in their names; may be repeated."
+        ),
     ] = None,
     exclude_weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Do not use it for tensors with NAME; may be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Do not use the matrix for tensors with NAME in their names; may be repeated.",
+        ),
     ] = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take a file that is quantized already.")
+        bool, typer.Option("--allow-requantize", help="Take a file that is quantized already; errors add up.")
     ] = False,
     search: Annotated[
         Literal["reference", "best"],
         typer.Option(
-            help="llama.cpp's bytes, or smaller errors in the same formats (slower; some types far slower)."
+            help="reference: llama.cpp's bytes; best: smaller errors in the same formats, slower, some by far."
         ),
     ] = "reference",
     dry_run: Annotated[
@@ -68,7 +74,7 @@ def quantize(
     from phicourse.quantize.mixes import read_tensor_types
 
     if len(paths) not in (2, 3):
-        raise typer.BadParameter(f"expected IN [OUT] TYPE, got {len(paths)} of them")
+        raise typer.BadParameter(f"expected two or three arguments, IN [OUT] TYPE, got {len(paths)}")
     if "" in (*paths, imatrix):
         raise typer.BadParameter("one of IN, OUT, TYPE and --imatrix is empty")
     if include_weights and exclude_weights:
@@ -113,7 +119,7 @@ def about_types() -> str:
     from phicourse.quantize.mixes import ALIASES, COPY, MIXES
 
     return f"""IN is a GGUF file or a checkpoint folder. OUT is the new file, or a folder for it; without OUT it is
-ggml-model-TYPE.gguf beside IN. TYPE is one of these, with the bits per weight of a Phi-3.5-mini:
+ggml-model-TYPE.gguf beside IN. TYPE is a mix of tensor types, one of these, with the bits per weight of a Phi-3.5-mini:
 
 \b
 {table_of_mixes(MIXES.values())}

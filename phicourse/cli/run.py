@@ -20,19 +20,30 @@ def run(
         str, typer.Option("-p", "--prompt", metavar="PROMPT", help="The prompt; - reads standard input.")
     ],
     n: Annotated[
-        int, typer.Option("-n", min=-1, metavar="N", help="Tokens at most; -1: until the model ends.")
+        int,
+        typer.Option("-n", min=-1, metavar="N", help="Tokens at most; -1: until the model ends its answer."),
     ] = -1,
     temp: Annotated[
         float, typer.Option(metavar="T", help="Temperature; 0: always the likeliest token.")
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(metavar="K", help="Keep the K likeliest; 0: off.")] = 40,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Draw from the K likeliest tokens only; 0: off.")
+    ] = 40,
     top_p: Annotated[
-        float, typer.Option(metavar="P", help="Keep the likeliest that reach P; 1: off.")
+        float,
+        typer.Option(
+            metavar="P", help="Draw from the likeliest tokens that have probability P together; 1: off."
+        ),
     ] = 0.95,
     min_p: Annotated[
-        float, typer.Option(metavar="P", help="Keep those P times as likely as the best.")
+        float,
+        typer.Option(
+            metavar="P", help="Draw from tokens at least P times as likely as the likeliest; 0: off."
+        ),
     ] = 0.05,
-    seed: Annotated[int, typer.Option(min=-1, metavar="S", help="Same seed, same text; -1: a new one.")] = -1,
+    seed: Annotated[
+        int, typer.Option(min=-1, metavar="S", help="Same seed, same text; -1: a new text each time.")
+    ] = -1,
     threads: Threads = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",
@@ -41,11 +52,13 @@ def run(
         bool, typer.Option("--raw", help="Continue PROMPT itself, without the chat template.")
     ] = False,
     lookup: Annotated[
-        bool, typer.Option("--lookup", help="Guess from the text so far: same answer, sooner.")
+        bool, typer.Option("--lookup", help="Guess tokens from the text so far: same answer, often sooner.")
     ] = False,
     draft: Annotated[
         Path | None,
-        typer.Option(parser=a_path, metavar="FILE", help="Let a smaller model guess: same answer, sooner."),
+        typer.Option(
+            parser=a_path, metavar="FILE", help="Let a smaller model guess tokens: same answer, often sooner."
+        ),
     ] = None,
 ) -> None:
     """Answer a prompt."""

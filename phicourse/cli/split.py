@@ -23,8 +23,8 @@ def split(
 ) -> None:
     """Cut a GGUF file into several and print their paths.
 
-    model.gguf becomes model-00001-of-00003.gguf and so on, with 128 tensors each where nothing else is said. The
-    bytes are llama-gguf-split's.
+    model.gguf becomes model-00001-of-00003.gguf and so on, with 128 tensors each unless an option says otherwise.
+    The bytes are llama-gguf-split's.
     """
     from phicourse.gguf import split
 

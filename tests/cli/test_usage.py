@@ -116,6 +116,7 @@ def test_help_names_the_options_and_fits_80_columns(verb: str, monkeypatch: pyte
 def test_the_list_of_verbs_is_complete() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "..." not in result.stdout.split("Commands:")[1]  # no sentence is cut
     listed = [line.split()[0] for line in result.stdout.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == list(VERBS)
 
