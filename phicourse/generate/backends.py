@@ -172,18 +172,16 @@ class NativeBackend:
         self.cache_type = known_cache_type(cache_type)
         self.n_sequences = sequence_count(n_sequences)
         check_cache_fits(self.config, self.n_ctx, self.cache_type, n_sequences=self.n_sequences)
-        try:
-            self.isa: str = native.isa()
-            self._engine = native.Engine(
-                engine_config(self.config),
-                engine_tensors(native, file, file.tensors.values()),
-                self.n_ctx,
-                self.threads,
-                self.cache_type,
-                self.n_sequences,
-            )
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{file.path}: {error}") from error
+        self._engine = new_engine(
+            file,
+            engine_config(self.config),
+            file.tensors.values(),
+            self.n_ctx,
+            self.threads,
+            self.cache_type,
+            self.n_sequences,
+        )
+        self.isa: str = native.isa()
 
     @property
     def name(self) -> str:
@@ -321,6 +319,29 @@ def native_module() -> Any | None:
     except ImportError:
         return None
     return native
+
+
+def new_engine(
+    file: GGUFFile,
+    config: dict[str, Any],
+    tensors: Iterable[TensorInfo],
+    n_ctx: int,
+    threads: int,
+    cache_type: str,
+    n_sequences: int = 1,
+) -> Any:
+    """Make a `native.Engine` of some of a file's tensors; the module must be there.
+
+    raises  ModelError where they do not make a Phi, or PHICOURSE_ISA names what cannot run here
+    """
+    native = native_module()
+    assert native is not None
+    try:
+        return native.Engine(
+            config, engine_tensors(native, file, tensors), n_ctx, threads, cache_type, n_sequences
+        )
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file.path}: {error}") from error
 
 
 def why_not_native(file: GGUFFile) -> str | None:

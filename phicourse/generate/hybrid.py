@@ -17,9 +17,9 @@ from phicourse.generate.backends import (
     check_ids,
     context_size,
     engine_config,
-    engine_tensors,
     known_cache_type,
     native_module,
+    new_engine,
     thread_count,
     why_not_native,
 )
@@ -67,20 +67,18 @@ class HybridBackend(OneSequence):
         self._is_long = False
 
     def _new_engine(self, file: GGUFFile) -> Any:
-        native, reason = native_module(), why_not_native(file)
-        if native is None or reason is not None:
+        reason = why_not_native(file)
+        if reason is not None:
             raise ModelError(f"{reason}, and some layers are left for it; -1 GPU layers: PyTorch takes all")
         check_cache_fits(self.config, self.n_ctx, self.cache_type, self.split.n_engine_layers)
-        try:
-            return native.Engine(
-                engine_config(self.config) | {"first_layer": self.split.n_layers},
-                engine_tensors(native, file, self.split.in_engine(file)),
-                self.n_ctx,
-                self.threads,
-                self.cache_type,
-            )
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{file.path}: {error}") from error
+        return new_engine(
+            file,
+            engine_config(self.config) | {"first_layer": self.split.n_layers},
+            self.split.in_engine(file),
+            self.n_ctx,
+            self.threads,
+            self.cache_type,
+        )
 
     @property
     def isa(self) -> str:

@@ -1,5 +1,6 @@
 """What `--search best` promises: no block worse than the reference's, less error in all, files that load."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -374,24 +375,38 @@ def load(path: Path) -> LLM:
     return phicourse.load(path, n_ctx=N_CTX)
 
 
-@pytest.mark.parametrize("mix", ["Q2_K", "Q3_K_M", "Q4_K_M", "IQ3_S"])
-@pytest.mark.parametrize("weighted", [False, True], ids=["blind", "with importance"])
+FALLING = [("Q3_K_M", False), *itertools.product(("Q2_K", "Q4_K_M", "IQ3_S"), (False, True))]
+
+
+@pytest.mark.parametrize(("mix", "weighted"), FALLING)
 def test_divergence_falls(
     mix: str, weighted: bool, f16: Path, base: Path, importance: ImportanceMatrix, tmp_path: Path
 ) -> None:
-    divergences = {}
-    for search in ("best", "reference"):
-        path = tmp_path / f"{search}.gguf"
-        phicourse.quantize(
-            f16, path, mix, imatrix=importance if weighted else None, search=search, progress=False
-        )
-        llm = load(path)
-        divergences[search] = compare(read_base(base), llm.context, bos=llm.tokenizer.bos)[1].mean
-    # To Q3_K with importance the search adds next to nothing, and by chance its model is 1% worse here (1.4 standard
-    # errors); that of another text may be better.
-    allowed = 1.02 if mix == "Q3_K_M" and weighted else 1
-    assert divergences["best"] < allowed * divergences["reference"]
+    best, reference = divergences(mix, importance if weighted else None, f16, base, tmp_path)
+    assert best < reference
     assert_loads(tmp_path / "best.gguf")
+
+
+def test_divergence_of_q3_k_m_with_importance_does_not_fall(
+    f16: Path, base: Path, importance: ImportanceMatrix, tmp_path: Path
+) -> None:
+    """What is not reached: the search finds next to nothing there, and this model is 1% worse, 1.4 standard errors."""
+    best, reference = divergences("Q3_K_M", importance, f16, base, tmp_path)
+    assert best == pytest.approx(reference, rel=0.02)
+    assert_loads(tmp_path / "best.gguf")
+
+
+def divergences(
+    mix: str, importance: ImportanceMatrix | None, f16: Path, base: Path, folder: Path
+) -> tuple[float, float]:
+    """Mean KL divergence from the F16 model: of the better search, and of the reference."""
+    found = []
+    for search in ("best", "reference"):
+        path = folder / f"{search}.gguf"
+        phicourse.quantize(f16, path, mix, imatrix=importance, search=search, progress=False)
+        llm = load(path)
+        found.append(compare(read_base(base), llm.context, bos=llm.tokenizer.bos)[1].mean)
+    return found[0], found[1]
 
 
 def assert_loads(path: Path) -> None:

@@ -22,6 +22,9 @@
 #else
 #include "quantized_scalar.hpp"
 #endif
+#if !defined(PHI_ISA_scalar)
+#include "quantized_matmul.hpp"
+#endif
 #include "vector_ops.hpp"
 
 namespace phi::PHI_ISA {

@@ -137,12 +137,8 @@ void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *
 }
 
 template <class Block>
-void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
-                      ptrdiff_t stride, void *scratch) {
-    if (x.tokens >= panel_tokens)
-        return panel_matmul<Block, TileOf<Block>, panel_tokens>(weight, first, last, x, out, stride, scratch);
-    for (int token = 0; token < x.tokens; ++token)
-        vector_matmul<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride, points_of<Block>());
+void one_token(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, void *) {
+    vector_matmul<Block>(weight, first, last, x, out, points_of<Block>());
 }
 
 } // namespace phi::PHI_ISA

@@ -173,13 +173,4 @@ void one_token(const Matrix &weight, int64_t first, int64_t last, Vector x, floa
     }
 }
 
-template <class Block>
-void quantized_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
-                      ptrdiff_t stride, void *scratch) {
-    if (x.tokens >= panel_tokens)
-        return panel_matmul<Block, TileOf<Block>, panel_tokens>(weight, first, last, x, out, stride, scratch);
-    for (int token = 0; token < x.tokens; ++token)
-        one_token<Block>(weight, first, last, vector_of<Block>(x, token), out + token * stride, scratch);
-}
-
 } // namespace phi::PHI_ISA
