@@ -3,7 +3,7 @@
 // vpdpbusd multiplies codes (unsigned) with activations (signed) and adds four neighbours in 32 bits at once.
 #pragma once
 
-#include "vector_avx512.hpp"
+#include "k_quants_avx512.hpp"
 
 namespace phi::PHI_ISA {
 

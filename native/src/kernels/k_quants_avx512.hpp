@@ -1,0 +1,172 @@
+// One token in AVX-512 with Q4_K, Q5_K and Q6_K: a block of four rows at a time.
+//
+// What four rows need alike is made once: their activations stay in registers, and their scales are unpacked together.
+// Sums of four products fit into words; two of them, side by side, meet their scales in one multiplication.
+#pragma once
+
+#include "vector_avx512.hpp"
+
+namespace phi::PHI_ISA {
+
+// ---- Q4_K and Q5_K ---------------------------------------------------------------------------
+
+// What four rows have in front of their codes: d, dmin and twelve bytes of scales and minima, a row in each lane.
+template <class Block> __m512i four_headers(const Block *const *rows, int64_t block) {
+    const auto header = [&](int row) { return load_128(&rows[row][block]); };
+    const __m512i two = _mm512_inserti32x4(_mm512_castsi128_si512(header(0)), header(1), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(two, header(2), 2), header(3), 3);
+}
+
+// In each lane eight bytes of scales, then eight of minima; unpack_scales() says where their bits lie.
+inline __m512i scales_and_minima(__m512i headers) {
+    const __m512i low_mask = four_times(_mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const __m512i high_mask = four_times(_mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
+    const __m512i last = _mm512_shuffle_epi32(headers, _MM_PERM_DCDB), first = _mm512_shuffle_epi32(headers, _MM_PERM_CCBB);
+    const __m512i low = _mm512_and_si512(_mm512_srlv_epi32(last, four_times(_mm_setr_epi32(0, 0, 0, 4))), low_mask);
+    return _mm512_or_si512(low, _mm512_and_si512(_mm512_srli_epi32(first, 2), high_mask));
+}
+
+// The first 32 bits of each lane.
+inline __m128i first_words(__m512i lanes) {
+    const __m512i places = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+    return _mm512_castsi512_si128(_mm512_permutexvar_epi32(places, lanes));
+}
+
+// d and dmin of four rows, from their headers.
+struct FourSteps {
+    __m128 d, dmin;
+};
+inline FourSteps steps_of(__m512i headers) {
+    const __m256 both = _mm256_cvtph_ps(first_words(headers));
+    const __m128 low = _mm256_castps256_ps128(both), high = _mm256_extractf128_ps(both, 1);
+    return {_mm_shuffle_ps(low, high, 0x88), _mm_shuffle_ps(low, high, 0xdd)};
+}
+
+// Σ minimum · Σ activation of four rows.
+inline __m128i minima_products(__m512i scales_and_minima, const int16_t *x_sums) {
+    const __m128i last_bytes_as_words = _mm_setr_epi8(8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15, -1);
+    const __m512i minima = _mm512_shuffle_epi8(scales_and_minima, four_times(last_bytes_as_words));
+    const __m128i sums_of_32 = _mm_add_epi16(load_128(x_sums), load_128(x_sums + 8));
+    __m512i products = _mm512_madd_epi16(minima, four_times(sums_of_32));
+    products = _mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_CDAB));
+    return first_words(_mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC)));
+}
+
+// Half a block's codes: of the first and third sub-block, and of the second and fourth. The latter are some bits too
+// high, which saves shifts here; their sums are shifted anyway.
+struct HalfCodes {
+    __m512i even, odd;
+};
+template <class Block> constexpr int too_high = std::is_same_v<Block, BlockQ4_K> ? 4 : 1;
+
+inline HalfCodes codes_of_half(const BlockQ4_K &block, int half) {
+    const __m512i bytes = load_512(block.qs + 64 * half);
+    return {_mm512_and_si512(bytes, repeat_8(0x0f)), _mm512_and_si512(bytes, repeat_8(0xf0))};
+}
+inline HalfCodes codes_of_half(const BlockQ5_K &block, int half) {
+    const __m512i bytes = load_512(block.qs + 64 * half), odd = _mm512_srli_epi16(bytes, 3);
+    // Bits 4 · half and two further on become bits 4, and those above them bits 5.
+    const __m512i turns = join(_mm256_set1_epi32(4 - 4 * half), _mm256_set1_epi32((2 - 4 * half) & 31));
+    const __m512i fifths = _mm512_rolv_epi32(both_halves(load_256(block.qh)), turns);
+    return {_mm512_or_si512(_mm512_and_si512(bytes, repeat_8(0x0f)), _mm512_and_si512(fifths, repeat_8(0x10))),
+            _mm512_or_si512(_mm512_and_si512(odd, repeat_8(0x1e)), _mm512_and_si512(fifths, repeat_8(0x20)))};
+}
+
+// The activations that number k of a block's four vectors of codes meets.
+inline __m512i x_of_codes(const int8_t *x, int k) {
+    const int8_t *first = x + 128 * (k / 2) + 32 * (k % 2);
+    return join(load_256(first), load_256(first + 64));
+}
+
+// Σ scale · Σ code · activation, in 16 parts. Each lane of `scales` has the eight bytes of this row.
+template <class Block>
+[[gnu::always_inline]] inline __m512i products_of_32(const Block &block, const __m512i *x, __m512i scales) {
+    __m512i products = _mm512_setzero_si512();
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+        const auto [even, odd] = codes_of_half(block, half);
+        const __m512i high = _mm512_slli_epi32(dot_64(odd, x[2 * half + 1]), 16 - too_high<Block>);
+        const __m512i words = _mm512_mask_mov_epi16(high, 0x55555555, dot_64(even, x[2 * half]));
+        const auto two = [](int sub) { return _mm256_set1_epi32(static_cast<int>(0x80008000 | (sub + 1) << 16 | sub)); };
+        const __m512i both = _mm512_shuffle_epi8(scales, join(two(4 * half), two(4 * half + 2)));
+        products = _mm512_dpwssd_epi32(products, words, both);
+    }
+    return products;
+}
+
+template <class Block>
+    requires(std::is_same_v<Block, BlockQ4_K> || std::is_same_v<Block, BlockQ5_K>)
+__m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Points) {
+    __m128 totals = _mm_setzero_ps();
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<Block>(x)) {
+        prefetch_rows(rows[0], blocks, block);
+        __m512i codes[4], products[4];
+        for (int k = 0; k < 4; ++k) codes[k] = x_of_codes(x.codes, k);
+        const __m512i headers = four_headers(rows, block), scales = scales_and_minima(headers);
+        products[0] = products_of_32(rows[0][block], codes, _mm512_shuffle_i32x4(scales, scales, 0x00));
+        products[1] = products_of_32(rows[1][block], codes, _mm512_shuffle_i32x4(scales, scales, 0x55));
+        products[2] = products_of_32(rows[2][block], codes, _mm512_shuffle_i32x4(scales, scales, 0xaa));
+        products[3] = products_of_32(rows[3][block], codes, _mm512_shuffle_i32x4(scales, scales, 0xff));
+        const FourSteps steps = steps_of(headers);
+        const __m128 scale = _mm_set1_ps(*x.scales);
+        const __m128i sums = sum_lanes(products[0], products[1], products[2], products[3]);
+        const __m128i minima = minima_products(scales, x.sums);
+        totals = _mm_fmadd_ps(_mm_mul_ps(steps.d, scale), _mm_cvtepi32_ps(sums), totals);
+        totals = _mm_fnmadd_ps(_mm_mul_ps(steps.dmin, scale), _mm_cvtepi32_ps(minima), totals);
+    }
+    return totals;
+}
+
+// ---- Q6_K ------------------------------------------------------------------------------------
+
+// Weights 64 · k to 64 · k + 63.
+inline __m512i codes_of_64(const BlockQ6_K &block, int k) {
+    const __m512i bytes = load_512(block.ql + 64 * (k / 2)), highest = both_halves(load_256(block.qh + 32 * (k / 2)));
+    const __m512i low = _mm512_and_si512(k % 2 == 0 ? bytes : _mm512_srli_epi16(bytes, 4), repeat_8(15));
+    const __m512i turns = k % 2 == 0 ? join(_mm256_set1_epi32(4), _mm256_set1_epi32(2))
+                                     : join(_mm256_set1_epi32(0), _mm256_set1_epi32(30));
+    return _mm512_or_si512(low, _mm512_and_si512(_mm512_rolv_epi32(highest, turns), repeat_8(0x30)));
+}
+
+// For sums of four products of weights 128 · half to + 63 and of the 64 behind them, packed: a lane has four of a group
+// of 16 and four of the group four further on. Bytes come to the top of words, where a shift keeps their sign.
+template <int half> __m512i group_scales(__m512i scales) {
+    const auto four = [](int group) { return static_cast<long long>(0x0080008000800080 | 0x0100010001000100 * group); };
+    const __m512i places = _mm512_setr_epi64(four(8 * half), four(8 * half + 4), four(8 * half + 1), four(8 * half + 5),
+                                             four(8 * half + 2), four(8 * half + 6), four(8 * half + 3), four(8 * half + 7));
+    return _mm512_srai_epi16(_mm512_shuffle_epi8(scales, places), 8);
+}
+
+// `begin` is what each sum begins with: -32 · Σ activation.
+[[gnu::always_inline]] inline __m512i products_of_16(const BlockQ6_K &block, const __m512i *x, const __m512i *begin) {
+    const __m512i scales = four_times(load_128(block.scales));
+    __m512i products = _mm512_setzero_si512();
+    const auto add = [&](int k, __m512i words) {
+        const __m512i even = _mm512_dpbusd_epi32(begin[k], codes_of_64(block, k), x[k]);
+        const __m512i odd = _mm512_dpbusd_epi32(begin[k + 1], codes_of_64(block, k + 1), x[k + 1]);
+        products = _mm512_dpwssd_epi32(products, _mm512_packs_epi32(even, odd), words);
+    };
+    add(0, group_scales<0>(scales));
+    add(2, group_scales<1>(scales));
+    return products;
+}
+
+inline __m128 dot_rows(const BlockQ6_K *const *rows, int64_t blocks, Vector x, Points) {
+    constexpr int zero = Traits<BlockQ6_K>::zero;
+    __m128 totals = _mm_setzero_ps();
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ6_K>(x)) {
+        prefetch_rows(rows[0], blocks, block);
+        __m512i codes[4], begin[4], products[4];
+        for (int k = 0; k < 4; ++k) {
+            codes[k] = load_512(x.codes + 64 * k);
+            begin[k] = _mm512_sub_epi32(_mm512_setzero_si512(), dot_64(repeat_8(zero), codes[k]));
+        }
+#pragma GCC unroll 4
+        for (int row = 0; row < 4; ++row) products[row] = products_of_16(rows[row][block], codes, begin);
+        const __m128 factors = _mm_mul_ps(four_d(rows, block), _mm_set1_ps(*x.scales));
+        totals = _mm_fmadd_ps(factors, _mm_cvtepi32_ps(sum_lanes(products[0], products[1], products[2], products[3])), totals);
+    }
+    return totals;
+}
+
+} // namespace phi::PHI_ISA
