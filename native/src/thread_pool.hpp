@@ -18,7 +18,7 @@ namespace phi {
 
 class ThreadPool {
   public:
-    explicit ThreadPool(int n_threads) : size_(n_threads < 1 ? 1 : n_threads) {
+    explicit ThreadPool(int n_threads) : size_(n_threads < 1 ? 1 : n_threads), taken_(size_) {
         try {
             for (int thread = 1; thread < size_; ++thread) workers_.emplace_back([this, thread] { work(thread); });
         } catch (...) { // the system has no more threads
@@ -39,7 +39,7 @@ class ThreadPool {
     void run(const std::function<void(int)> &task) {
         task_ = &task;
         error_ = nullptr;
-        next_.store(0, std::memory_order_relaxed);
+        forget_parts();
         pending_.store(size_ - 1, std::memory_order_relaxed);
         start_task();
         guarded(task, 0);
@@ -50,7 +50,7 @@ class ThreadPool {
     // Inside a task: returns when every thread of the team has come here.
     void barrier() {
         if (size_ == 1) {
-            next_.store(0, std::memory_order_relaxed);
+            forget_parts();
             return;
         }
         const uint32_t phase = phase_.load(std::memory_order_relaxed);
@@ -59,16 +59,20 @@ class ThreadPool {
             return;
         }
         arrived_.store(0, std::memory_order_relaxed);
-        next_.store(0, std::memory_order_relaxed);
+        forget_parts();
         phase_.fetch_add(1, std::memory_order_release);
         phase_.notify_all();
     }
 
-    // Inside a task, called by every thread: one phase. Calls body(begin, end) until the parts, each of at
-    // most `grain` items, cover 0 … n, each part on whichever thread is free; then all threads meet.
+    // Inside a task, called by every thread: one phase. Calls body(begin, end) until the parts, each of at most `grain`
+    // items, cover 0 … n; then all threads meet. Each thread has a run of neighbouring items, so that what it asks
+    // memory for ahead is its own; when it is through, it helps the others with theirs.
     template <class Body> void for_each(size_t n, size_t grain, const Body &body) {
-        for (size_t begin; (begin = next_.fetch_add(grain, std::memory_order_relaxed)) < n;)
-            body(begin, std::min(begin + grain, n));
+        for (int i = 0; i < size_; ++i) {
+            const size_t owner = (self + i) % size_, first = n * owner / size_, end = n * (owner + 1) / size_;
+            for (size_t begin; (begin = first + taken_[owner].take(grain, end - first)) < end;)
+                body(begin, std::min(begin + grain, end));
+        }
         barrier();
     }
 
@@ -92,6 +96,21 @@ class ThreadPool {
 #endif
     }
 
+    // How many items of a thread's run are taken; on a cache line of its own.
+    struct alignas(64) Taken {
+        std::atomic<size_t> items{0};
+
+        // The number of the first item of the next part; `n` or more where there is none.
+        size_t take(size_t grain, size_t n) {
+            if (items.load(std::memory_order_relaxed) >= n) return n;
+            return items.fetch_add(grain, std::memory_order_relaxed);
+        }
+    };
+
+    void forget_parts() {
+        for (Taken &taken : taken_) taken.items.store(0, std::memory_order_relaxed);
+    }
+
     void start_task() {
         generation_.fetch_add(1, std::memory_order_release);
         generation_.notify_all();
@@ -104,6 +123,7 @@ class ThreadPool {
     }
 
     void guarded(const std::function<void(int)> &task, int thread) {
+        self = thread;
         try {
             task(thread);
         } catch (...) {
@@ -131,7 +151,8 @@ class ThreadPool {
     alignas(64) std::atomic<int> pending_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
-    alignas(64) std::atomic<size_t> next_{0};
+    std::vector<Taken> taken_;
+    static inline thread_local int self = 0; // which thread of the team this is
     std::vector<std::thread> workers_; // last: they use all of the above from the moment they start
 };
 
