@@ -177,13 +177,20 @@ void set_vectors(const Activations &x, int first, int tokens, int places, int32_
 template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]);
 
-// The same in the smallest tile that has a place for all; there are `most` places in x and in the results.
-template <class Tile, int least, int most>
-void smallest_tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, int tokens,
-                   float (*results)[panel_rows]) {
-    if constexpr (least < most)
-        if (tokens > least) return smallest_tile<Tile, 2 * least < most ? 2 * least : most, most>(panel, blocks, x, tokens, results);
-    tile<Tile, least>(panel, blocks, x, results);
+// The same for at most `size` tokens, with tiles of that size, 4 and 2 tokens, but none smaller than `least`: as few
+// places as possible stay empty. There are enough of them in x and in the results.
+template <class Tile, int least, int size>
+void tiles(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, int tokens,
+           float (*results)[panel_rows]) {
+    if constexpr (size > least) {
+        constexpr int smaller = size > 4 ? 4 : 2;
+        if (tokens <= smaller) return tiles<Tile, least, smaller>(panel, blocks, x, tokens, results);
+        if (tokens <= size - least) {
+            tile<Tile, smaller>(panel, blocks, x, results);
+            return tiles<Tile, least, smaller>(panel, blocks, x + smaller, tokens - smaller, results + smaller);
+        }
+    }
+    tile<Tile, size>(panel, blocks, x, results);
 }
 
 template <int most>
@@ -219,7 +226,7 @@ void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activ
             set_vectors<Block>(x, token, used, most, for_vectors, vectors);
             for_panels([&](int64_t row, int64_t stop, const auto *panel) {
                 float results[most][panel_rows] = {};
-                smallest_tile<Tile, least, most>(panel, blocks, vectors, used, results);
+                tiles<Tile, least, most>(panel, blocks, vectors, used, results);
                 put_results(results, used, static_cast<int>(stop - row), out + token * stride + row, stride);
             });
         }
@@ -245,7 +252,7 @@ void few_tokens_matmul(const Matrix &weight, int64_t first, int64_t last, const 
         for (int64_t block = 0; block < blocks; block += part) {
             const int64_t n = block + part < blocks ? part : blocks - block;
             rows.pack(block, block + n, panel);
-            smallest_tile<Tile, least, most>(panel, n, rest, x.tokens, results);
+            tiles<Tile, least, most>(panel, n, rest, x.tokens, results);
             for (int i = 0; i < most; ++i) rest[i] = blocks_later<Block>(rest[i], n);
         }
         put_results(results, x.tokens, static_cast<int>(stop - row), out + row, stride);
