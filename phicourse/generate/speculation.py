@@ -16,7 +16,7 @@ from phicourse.errors import GenerateError
 from phicourse.generate.context import Context
 
 MAX_GUESSES = 7
-"""The most tokens guessed at a time. With the token before them the model reads 8: as many as its kernels take at once."""
+"""The most tokens guessed at a time: with the one before them 8 are read, as many as kernels take at once."""
 
 
 def guesses_ahead(before: int, guessed: int, right: int) -> int:

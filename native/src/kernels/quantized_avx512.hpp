@@ -42,7 +42,8 @@ inline constexpr int least_tokens = 2, panel_tokens = 8; // of a tile; three reg
 // From how many tokens on a panel is faster than one token after the other, as measured.
 template <class Block> constexpr int few_tokens() {
     if (std::is_same_v<Block, BlockIQ2_XXS>) return 4;
-    return std::is_same_v<Block, BlockIQ3_S> || std::is_same_v<Block, BlockQ3_K> || std::is_same_v<Block, BlockTQ2_0> ? 3 : 2;
+    if (std::is_same_v<Block, BlockQ3_K> || std::is_same_v<Block, BlockIQ3_S>) return 3;
+    return std::is_same_v<Block, BlockTQ2_0> ? 3 : 2;
 }
 
 // Scales of 16 weights cost a multiplication for four steps. Where codes stay in 8 bits they are multiplied
