@@ -275,6 +275,11 @@ static void test_matmul(Isa isa, const Kernels &kernels, const TypeInfo &info) {
             const Floats one = product(kernels, weights, 0, 37, x.batch(token, 1));
             check(std::memcmp(one.data(), &all[token * 37], 37 * sizeof(float)) == 0, what + ": token alone differs");
         }
+        for (int batch = 2; batch < 10; ++batch) {
+            const Floats few = product(kernels, weights, 0, 37, x.batch(1, batch));
+            check(std::memcmp(few.data(), &all[37], few.size() * sizeof(float)) == 0,
+                  what + ": " + std::to_string(batch) + " tokens differ");
+        }
         for (int batch : {1, tokens}) { // rows by themselves: the same bits, and no other row touched
             const Floats part = product(kernels, weights, 16, 23, x.batch(0, batch));
             check(std::memcmp(&part[16], &all[16], 7 * sizeof(float)) == 0, what + ": rows by themselves differ");

@@ -15,8 +15,8 @@ import numpy as np
 from phicourse.errors import GenerateError
 from phicourse.generate.context import Context
 
-MAX_GUESSES = 8
-"""The most tokens guessed at a time: a step then costs little more than one token's."""
+MAX_GUESSES = 7
+"""The most tokens guessed at a time: with the one before them 8 are read, as many as kernels take at once."""
 
 
 def guesses_ahead(before: int, guessed: int, right: int) -> int:

@@ -59,8 +59,8 @@ def test_more_is_guessed_while_guesses_are_right() -> None:
     alone, _, _ = answer(max_tokens=40)
     draft = Guesses(alone, wrong=[13])
     assert answer(draft, max_tokens=40)[0] == alone
-    # of the first eight only three are right; two are left to be wanted at the end
-    assert draft.asked == [1, 2, 4, 8, 4, 8, 8, 2]
+    # of the first seven only three are right; four are left to be wanted at the end
+    assert draft.asked == [1, 2, 4, 7, 4, 7, 7, 4]
 
 
 def test_never_more_guesses_than_tokens_wanted_or_than_the_context_holds() -> None:

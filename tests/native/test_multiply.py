@@ -74,6 +74,15 @@ def test_neither_threads_nor_company_change_a_bit(name: str, isa: str) -> None:
         assert np.array_equal(product(name, data, x, threads, isa), alone)
 
 
+@pytest.mark.parametrize("isa", native.isas())
+@pytest.mark.parametrize("name", TYPES)
+def test_a_few_vectors_together_give_the_bits_of_each_alone(name: str, isa: str) -> None:
+    data, x = weights(name), vectors()
+    alone = np.concatenate([product(name, data, x[i : i + 1], isa=isa) for i in range(len(x))])
+    for n in range(1, TOKENS + 1):
+        assert np.array_equal(product(name, data, x[-n:], isa=isa), alone[-n:]), n
+
+
 def test_whole_numbers_give_the_same_bits_on_every_instruction_set() -> None:
     rng = np.random.default_rng(3)
     data = np.zeros((ROWS, COLS // 32), tensor_type("Q8_0").dtype)

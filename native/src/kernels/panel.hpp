@@ -53,8 +53,15 @@ void transpose(const uint32_t *rows, int stride, int n, uint32_t (*columns)[pane
 // Codes, scales and minima of a block; the instruction set brings it.
 template <class Block, class Row> void unpack_row(const Block &block, Points points, Row &out);
 
+// Asks for as many bytes as a block of the panel has in a file.
+template <class Block> void prefetch_panel(const char *bytes) {
+    for (size_t i = 0; i < panel_rows * sizeof(Block); i += 64) __builtin_prefetch(bytes + i, 0, 2);
+}
+
+// One block of each row; the instruction set may know a better way for a type. `ahead`: bytes that are next.
 template <class Block>
-void pack_block(const Block *const *rows, int64_t block, Points points, PanelBlockOf<Block> &out) {
+void pack_block(const Block *const *rows, int64_t block, Points points, const char *ahead, PanelBlockOf<Block> &out) {
+    prefetch_panel<Block>(ahead);
     using Row = typename PanelBlockOf<Block>::Row;
     constexpr int size = PanelForm<Block>::size, stride = sizeof(Row) / 4;
     Row staged[panel_rows];
@@ -73,19 +80,26 @@ void pack_block(const Block *const *rows, int64_t block, Points points, PanelBlo
     }
 }
 
-// Rows first … last - 1, at most 16; where there are fewer the last is taken again. Asks for the rows after
-// them, which are next.
-template <class Block>
-void pack_panel(const Matrix &weight, int64_t first, int64_t last, PanelBlockOf<Block> *panel) {
-    const Points points = points_of<Block>();
-    const Block *rows[panel_rows];
-    for (int i = 0; i < panel_rows; ++i) rows[i] = row_of<Block>(weight, first + i < last ? first + i : last - 1);
-    const char *ahead = reinterpret_cast<const char *>(rows[0]) + panel_rows * weight.row_bytes;
-    for (int64_t block = 0; block < weight.cols / Traits<Block>::size; ++block, ahead += panel_rows * sizeof(Block)) {
-        for (size_t i = 0; i < panel_rows * sizeof(Block); i += 64) __builtin_prefetch(ahead + i, 0, 2);
-        pack_block(rows, block, points, panel[block]);
+// 16 rows of a matrix, or fewer: then the last is taken again.
+template <class Block> class Panel {
+  public:
+    Panel(const Matrix &weight, int64_t first, int64_t last)
+        : points_(points_of<Block>()), blocks_(weight.cols / Traits<Block>::size) {
+        for (int i = 0; i < panel_rows; ++i) rows_[i] = row_of<Block>(weight, first + i < last ? first + i : last - 1);
     }
-}
+
+    // Blocks begin … end - 1. Asks for bytes of the rows after these, which are next.
+    void pack(int64_t begin, int64_t end, PanelBlockOf<Block> *out) const {
+        const char *next = reinterpret_cast<const char *>(rows_[0] + panel_rows * blocks_);
+        for (int64_t block = begin; block < end; ++block)
+            pack_block(rows_, block, points_, next + block * panel_rows * sizeof(Block), out[block - begin]);
+    }
+
+  private:
+    Points points_;
+    int64_t blocks_;
+    const Block *rows_[panel_rows];
+};
 
 // ---- tokens ----------------------------------------------------------------------------------
 
@@ -132,37 +146,56 @@ struct PanelVector {
     const bool *small; // for each block: the activations of all tokens of the tile are, see is_small()
 };
 
+// The vector from a later block on.
+template <class Block> PanelVector blocks_later(const PanelVector &x, int64_t blocks) {
+    return {x.codes + blocks * Traits<Block>::size, x.offsets + blocks * offsets_in<Block>(), x.scales + blocks,
+            x.small + blocks};
+}
+
 // Whether a block of activations is so small that a tile may take a shorter way; the instruction set brings it.
 template <class Block> bool is_small(const int8_t *codes);
 
-// A few tokens from `first` on; the last one of all is repeated to make up the number. `scratch` has room for their
+// Some tokens from `first` on, in places for `places` of them: the last one is repeated. `scratch` has room for their
 // offsets and for a bool of each block.
-template <class Block, int tokens>
-void set_vectors(const Activations &x, int first, int32_t *scratch, PanelVector *vectors) {
+template <class Block>
+void set_vectors(const Activations &x, int first, int tokens, int places, int32_t *scratch, PanelVector *vectors) {
     constexpr int size = Traits<Block>::size;
     const int64_t blocks = x.cols / size, n = blocks * offsets_in<Block>();
     bool *small = reinterpret_cast<bool *>(scratch + tokens * n);
     for (int64_t block = 0; block < blocks; ++block) small[block] = true;
     for (int i = 0; i < tokens; ++i) {
-        const Vector vector = vector_of<Block>(x, first + i < x.tokens ? first + i : x.tokens - 1);
+        const Vector vector = vector_of<Block>(x, first + i);
         set_offsets<Block>(vector.sums, blocks, scratch + i * n);
         vectors[i] = {vector.codes, scratch + i * n, vector.scales, small};
         for (int64_t block = 0; block < blocks; ++block) small[block] &= is_small<Block>(vector.codes + block * size);
     }
+    for (int i = tokens; i < places; ++i) vectors[i] = vectors[tokens - 1];
 }
 
-// Dot products of the 16 rows with a few tokens; the instruction set brings it. Exactly the same operations on
-// floats as for a single token, see dot_rows().
+// Adds the dot products of the 16 rows with a few tokens to the results; the instruction set brings it. Exactly the
+// same operations on floats as for a single token, see dot_rows().
 template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]);
 
-// Products of a panel with a few tokens, of which `used` are wanted.
-template <class Tile, int tokens>
-void panel_product(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, int used, int rows,
-                   float *out, ptrdiff_t stride) {
-    float results[tokens][panel_rows];
-    tile<Tile, tokens>(panel, blocks, x, results);
-    for (int i = 0; i < used; ++i) {
+// The same for at most `size` tokens, with tiles of that size, 4 and 2 tokens, but none smaller than `least`: as few
+// places as possible stay empty. There are enough of them in x and in the results.
+template <class Tile, int least, int size>
+void tiles(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, int tokens,
+           float (*results)[panel_rows]) {
+    if constexpr (size > least) {
+        constexpr int smaller = size > 4 ? 4 : 2;
+        if (tokens <= smaller) return tiles<Tile, least, smaller>(panel, blocks, x, tokens, results);
+        if (tokens <= size - least) {
+            tile<Tile, smaller>(panel, blocks, x, results);
+            return tiles<Tile, least, smaller>(panel, blocks, x + smaller, tokens - smaller, results + smaller);
+        }
+    }
+    tile<Tile, size>(panel, blocks, x, results);
+}
+
+template <int most>
+void put_results(const float (&results)[most][panel_rows], int tokens, int rows, float *out, ptrdiff_t stride) {
+    for (int i = 0; i < tokens; ++i) {
         if (rows == panel_rows)
             std::memcpy(out + i * stride, results[i], sizeof results[i]);
         else
@@ -171,7 +204,7 @@ void panel_product(const typename Tile::Block *panel, int64_t blocks, const Pane
 }
 
 // A few panels stay in the second-level cache while the tokens pass by: each token is fetched once for all of them.
-template <class Block, class Tile, int tokens>
+template <class Block, class Tile, int least, int most>
 void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
                   void *scratch) {
     const int64_t blocks = weight.cols / Traits<Block>::size;
@@ -184,16 +217,45 @@ void panel_matmul(const Matrix &weight, int64_t first, int64_t last, const Activ
             for (int64_t row = begin; row < end; row += panel_rows)
                 body(row, row + panel_rows < end ? row + panel_rows : end, panels + (row - begin) / panel_rows * blocks);
         };
-        for_panels([&](int64_t row, int64_t stop, auto *panel) { pack_panel<Block>(weight, row, stop, panel); });
-        for (int token = 0; token < x.tokens; token += tokens) {
-            PanelVector vectors[tokens];
-            set_vectors<Block, tokens>(x, token, for_vectors, vectors);
-            const int used = x.tokens - token < tokens ? x.tokens - token : tokens;
+        for_panels([&](int64_t row, int64_t stop, auto *panel) {
+            Panel<Block>(weight, row, stop).pack(0, blocks, panel);
+        });
+        for (int token = 0; token < x.tokens; token += most) {
+            PanelVector vectors[most];
+            const int used = x.tokens - token < most ? x.tokens - token : most;
+            set_vectors<Block>(x, token, used, most, for_vectors, vectors);
             for_panels([&](int64_t row, int64_t stop, const auto *panel) {
-                panel_product<Tile, tokens>(panel, blocks, vectors, used, static_cast<int>(stop - row),
-                                            out + token * stride + row, stride);
+                float results[most][panel_rows] = {};
+                tiles<Tile, least, most>(panel, blocks, vectors, used, results);
+                put_results(results, used, static_cast<int>(stop - row), out + token * stride + row, stride);
             });
         }
+    }
+}
+
+// At most as many tokens as the largest tile has. A part of a panel that stays in the first-level cache meets all of
+// them before the next part is unpacked.
+template <class Block, class Tile, int least, int most>
+void few_tokens_matmul(const Matrix &weight, int64_t first, int64_t last, const Activations &x, float *out,
+                       ptrdiff_t stride, void *scratch) {
+    constexpr int64_t part = 512 / Traits<Block>::size;
+    const int64_t blocks = weight.cols / Traits<Block>::size;
+    auto *panel = static_cast<PanelBlockOf<Block> *>(scratch);
+    PanelVector vectors[most];
+    set_vectors<Block>(x, 0, x.tokens, most, reinterpret_cast<int32_t *>(panel + part), vectors);
+    for (int64_t row = first; row < last; row += panel_rows) {
+        const int64_t stop = row + panel_rows < last ? row + panel_rows : last;
+        const Panel<Block> rows(weight, row, stop);
+        PanelVector rest[most];
+        for (int i = 0; i < most; ++i) rest[i] = vectors[i];
+        float results[most][panel_rows] = {};
+        for (int64_t block = 0; block < blocks; block += part) {
+            const int64_t n = block + part < blocks ? part : blocks - block;
+            rows.pack(block, block + n, panel);
+            tiles<Tile, least, most>(panel, n, rest, x.tokens, results);
+            for (int i = 0; i < most; ++i) rest[i] = blocks_later<Block>(rest[i], n);
+        }
+        put_results(results, x.tokens, static_cast<int>(stop - row), out + row, stride);
     }
 }
 

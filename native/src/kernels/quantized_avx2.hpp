@@ -23,6 +23,19 @@ inline __m256i negate_where(__m256i bytes, uint32_t bits) {
     return _mm256_sub_epi8(_mm256_xor_si256(bytes, mask), mask);
 }
 
+inline Column join_lanes(const __m128i *lanes) { return (Column)_mm256_set_m128i(lanes[1], lanes[0]); }
+inline Column unpack_low(Column a, Column b) { return (Column)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b); }
+inline Column unpack_high(Column a, Column b) { return (Column)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b); }
+inline Column unpack_low_pairs(Column a, Column b) { return (Column)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b); }
+inline Column unpack_high_pairs(Column a, Column b) { return (Column)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b); }
+inline Lanes low_halves(Column words) {
+    const __m256i halves = (__m256i)(words & 0xffff);
+    return {_mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)))};
+}
+inline Column levels_of(const uint8_t (&levels)[16], Column codes) {
+    return (Column)levels_of(levels, (__m256i)codes);
+}
+
 inline __m256i dot_words(__m256i sums, __m256i a, __m256i b) { return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)); }
 template <class Form> __m256i dot_codes(__m256i sums, __m256i codes, __m256i x) {
     return dot_words(sums, word_products<Form>(codes, x), _mm256_set1_epi16(1));
@@ -31,7 +44,10 @@ template <class Form> constexpr bool signed_codes() { return Form::is_signed; }
 
 // ---- many tokens -----------------------------------------------------------------------------
 
-inline constexpr int panel_tokens = 6; // their sums fit into the 16 registers
+inline constexpr int least_tokens = 2, panel_tokens = 6; // of a tile; their sums fit into the 16 registers
+
+// From how many tokens on a panel is faster than one token after the other, as measured.
+template <class Block> constexpr int few_tokens() { return 3; }
 
 template <class Block> constexpr int zero_in_tile() { return Traits<Block>::is_signed ? 0 : Traits<Block>::zero; }
 
@@ -130,7 +146,7 @@ template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]) {
     for (int row = 0; row < panel_rows; row += 8) {
         __m256 totals[tokens];
-        for (int i = 0; i < tokens; ++i) totals[i] = _mm256_setzero_ps();
+        for (int i = 0; i < tokens; ++i) totals[i] = _mm256_loadu_ps(results[i] + row);
         for (int64_t block = 0; block < blocks; ++block) add_block<Tile, tokens>(panel[block], row, x, block, totals);
         for (int i = 0; i < tokens; ++i) _mm256_storeu_ps(results[i] + row, totals[i]);
     }

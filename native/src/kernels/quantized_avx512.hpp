@@ -14,6 +14,21 @@ inline __m256i negate_where(__m256i bytes, uint32_t bits) {
     return _mm256_mask_sub_epi8(bytes, bits, _mm256_setzero_si256(), bytes);
 }
 
+inline Column join_lanes(const __m128i *lanes) {
+    __m512i joined = _mm512_castsi128_si512(lanes[0]);
+    joined = _mm512_inserti32x4(joined, lanes[1], 1);
+    joined = _mm512_inserti32x4(joined, lanes[2], 2);
+    return (Column)_mm512_inserti32x4(joined, lanes[3], 3);
+}
+inline Column unpack_low(Column a, Column b) { return (Column)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b); }
+inline Column unpack_high(Column a, Column b) { return (Column)_mm512_unpackhi_epi32((__m512i)a, (__m512i)b); }
+inline Column unpack_low_pairs(Column a, Column b) { return (Column)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b); }
+inline Column unpack_high_pairs(Column a, Column b) { return (Column)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b); }
+inline Lanes low_halves(Column words) { return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)words))}; }
+inline Column levels_of(const uint8_t (&levels)[16], Column codes) {
+    return (Column)_mm512_shuffle_epi8(four_times(load_128(levels)), (__m512i)codes);
+}
+
 inline __m256i dot_words(__m256i sums, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sums, a, b); }
 template <class Form> __m256i dot_codes(__m256i sums, __m256i codes, __m256i x) {
     return _mm256_dpbusd_epi32(sums, codes, x);
@@ -22,7 +37,14 @@ template <class Form> constexpr bool signed_codes() { return false; }
 
 // ---- many tokens -----------------------------------------------------------------------------
 
-inline constexpr int panel_tokens = 8; // three registers of sums each
+inline constexpr int least_tokens = 2, panel_tokens = 8; // of a tile; three registers of sums each
+
+// From how many tokens on a panel is faster than one token after the other, as measured.
+template <class Block> constexpr int few_tokens() {
+    if (std::is_same_v<Block, BlockIQ2_XXS>) return 4;
+    if (std::is_same_v<Block, BlockQ3_K> || std::is_same_v<Block, BlockIQ3_S>) return 3;
+    return std::is_same_v<Block, BlockTQ2_0> ? 3 : 2;
+}
 
 // Scales of 16 weights cost a multiplication for four steps. Where codes stay in 8 bits they are multiplied
 // beforehand: 3 · 15 at most in Q2_K, -4 · 31 to -4 · -32 in Q3_K.
@@ -129,7 +151,7 @@ template <class Tile, int tokens>
 template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]) {
     __m512 totals[tokens];
-    for (int i = 0; i < tokens; ++i) totals[i] = _mm512_setzero_ps();
+    for (int i = 0; i < tokens; ++i) totals[i] = _mm512_loadu_ps(results[i]);
     for (int64_t block = 0; block < blocks; ++block) add_block<Tile, tokens>(panel[block], x, block, totals);
     for (int i = 0; i < tokens; ++i) _mm512_storeu_ps(results[i], totals[i]);
 }

@@ -227,8 +227,9 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
 
 template <class Block> bool is_small(const int8_t *) { return false; } // there is one way only
 
-inline constexpr int panel_tokens = 8;
 inline constexpr int tokens_at_once = 4; // with 8 rows, their sums and products fit into the 32 registers
+inline constexpr int least_tokens = tokens_at_once, panel_tokens = 8; // of a tile
+template <class Block> constexpr int few_tokens() { return panel_tokens; } // not measured: fewer come one by one
 
 template <int size_, int group_, int pairs_, bool negative_> struct Tile {
     static constexpr int size = size_, group = group_, pairs = pairs_;
@@ -304,7 +305,10 @@ template <class Tile, int tokens>
 void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *x, float (*results)[panel_rows]) {
     constexpr int strip = 256 / Tile::size;
     for (int row = 0; row < panel_rows; row += 8) {
-        Totals totals[tokens / tokens_at_once] = {};
+        Totals totals[tokens / tokens_at_once];
+        for (int i = 0; i < tokens; ++i)
+            for (int j = 0; j < 2; ++j)
+                totals[i / tokens_at_once].v[i % tokens_at_once][j] = vld1q_f32(results[i] + row + 4 * j);
         for (int64_t first = 0; first < blocks; first += strip) {
             const int64_t last = first + strip < blocks ? first + strip : blocks;
             for (int i = 0; i < tokens / tokens_at_once; ++i)

@@ -4,8 +4,7 @@
 // block in 8 lanes, and the lanes of four rows are added up together.
 #pragma once
 
-#include "decode_x86.hpp"
-#include "panel.hpp"
+#include "columns_x86.hpp"
 
 namespace phi::PHI_ISA {
 
@@ -197,21 +196,6 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
         _mm256_store_si256(reinterpret_cast<__m256i *>(minima), minima_of(block));
         std::memcpy(out.minima, minima, sizeof out.minima);
     }
-}
-
-// Four rows of four words at a time.
-inline void transpose(const uint32_t *rows, int stride, int n, uint32_t (*columns)[panel_rows]) {
-    for (int row = 0; row < panel_rows; row += 4)
-        for (int i = 0; i < n; i += 4) {
-            const uint32_t *from = rows + row * stride + i;
-            const __m128i a = load_128(from), b = load_128(from + stride), c = load_128(from + 2 * stride),
-                          d = load_128(from + 3 * stride);
-            const __m128i ab_low = _mm_unpacklo_epi32(a, b), ab_high = _mm_unpackhi_epi32(a, b);
-            const __m128i cd_low = _mm_unpacklo_epi32(c, d), cd_high = _mm_unpackhi_epi32(c, d);
-            const __m128i out[4] = {_mm_unpacklo_epi64(ab_low, cd_low), _mm_unpackhi_epi64(ab_low, cd_low),
-                                    _mm_unpacklo_epi64(ab_high, cd_high), _mm_unpackhi_epi64(ab_high, cd_high)};
-            for (int j = 0; j < 4; ++j) _mm_store_si128(reinterpret_cast<__m128i *>(&columns[i + j][row]), out[j]);
-        }
 }
 
 } // namespace phi::PHI_ISA
