@@ -69,9 +69,11 @@ template <int tokens, class Weight> void copy_steps(const float *const *x, int64
 
 // ---- where weights come from -----------------------------------------------------------------
 
-// Pointers to the weights of a row. `buffer` has room for them.
+// Pointers to the weights of a row. `buffer` has room for them. Of the room for vectors, half is used where rows cost
+// nothing: the sets of a cache fill unevenly, so that it loses lines long before it is full.
 template <class Weight> struct InPlace {
     using Element = Weight;
+    static constexpr int parts = 2;
     static const Weight *row(const Matrix &matrix, int64_t row, Weight *) {
         return reinterpret_cast<const Weight *>(matrix.data + row * matrix.row_bytes);
     }
@@ -80,6 +82,7 @@ template <class Weight> struct InPlace {
 // Types that have no kernel of their own.
 template <const Quantizer &quantizer, int block> struct Dequantized {
     using Element = float;
+    static constexpr int parts = 1;
     static const float *row(const Matrix &matrix, int64_t row, float *buffer) {
         quantizer.dequantize(matrix.data + row * matrix.row_bytes, matrix.cols / block, buffer);
         return buffer;
@@ -95,17 +98,11 @@ void find_rows(const Matrix &matrix, int64_t first, int64_t last, Weight *buffer
 
 // ---- tiles -----------------------------------------------------------------------------------
 
-// What comes from memory next: it is asked for bit by bit, while the processor works on something else.
+// What comes from memory next: a tile asks for it bit by bit, while the processor works on something else.
 struct Ahead {
-    const char *at;
-    int64_t bytes; // at a time, every steps_between steps
+    const void *from;
+    int64_t bytes; // while the tile takes all its steps
 };
-inline constexpr int steps_between = 8;
-
-// Of so many bytes from `at` on, those to ask for at a time while `steps` steps go by.
-inline Ahead ahead_during(const void *at, int64_t bytes, int64_t steps) {
-    return {static_cast<const char *>(at), bytes * steps_between / (steps + 1) + 1};
-}
 
 // The sums over the lanes of rows × tokens vectors, each in the order of sum().
 #if defined(PHI_ISA_avx512)
@@ -164,9 +161,13 @@ template <int rows, int tokens, class Weight>
     for (int token = 0; token < tokens; ++token)
         for (int row = 0; row < rows; ++row) sums[token][row] = zero();
     const int64_t whole = n / Step::size * Step::size;
-    for (int64_t k = 0; k < whole; ahead.at += ahead.bytes) {
-        prefetch_bytes(ahead.at, ahead.bytes);
-        const int64_t pause = whole - k < steps_between * Step::size ? whole : k + steps_between * Step::size;
+    // A single token works at the speed of the memory and asks often, a tile of several seldom.
+    constexpr int64_t columns = tokens > 1 ? 8 * Step::size : Step::size > 16 ? Step::size : 16;
+    const char *next = static_cast<const char *>(ahead.from);
+    const int64_t bytes = ahead.bytes * columns / n;
+    for (int64_t k = 0; k < whole; next += bytes) {
+        prefetch_bytes(next, bytes);
+        const int64_t pause = whole - k < columns ? whole : k + columns;
         for (; k < pause; k += Step::size, x += tokens * Step::size) {
             decltype(Step::vector(x)) vectors[tokens];
             for (int token = 0; token < tokens; ++token) vectors[token] = Step::vector(x + token * Step::size);
@@ -206,10 +207,9 @@ void few_tokens(const Matrix &matrix, int64_t first, int64_t last, const Activat
         for (int64_t row = first; row < last; row += tile_rows) {
             const Weight *rows[tile_rows];
             find_rows<Source>(matrix, row, last, buffer, rows);
-            const Ahead ahead{reinterpret_cast<const char *>(rows[0] + tile_rows * matrix.cols),
-                              steps_between * Step<Weight>::size * tile_rows * static_cast<int64_t>(sizeof(Weight))};
+            const Ahead next_rows{rows[0] + tile_rows * matrix.cols, tile_rows * matrix.row_bytes};
             float results[1][tile_rows];
-            float_tile<tile_rows, 1>(rows, vector, matrix.cols, ahead, results);
+            float_tile<tile_rows, 1>(rows, vector, matrix.cols, next_rows, results);
             for (int i = 0; i < tile_rows && row + i < last; ++i) out[token * stride + row + i] = results[0][i];
         }
     }
@@ -228,8 +228,8 @@ template <class Source> class FloatBatch {
     FloatBatch(const Matrix &matrix, void *scratch)
         : matrix_(matrix), buffer_(static_cast<Weight *>(scratch)),
           vectors_(behind_rows<Weight>(scratch, matrix.cols)), padded_((matrix.cols + step - 1) / step * step) {
-        const int64_t tiles = float_vectors(matrix.cols) / (padded_ * tile_tokens * sizeof(Input));
-        at_once_ = static_cast<int>(tiles) * tile_tokens;
+        const int64_t tiles = float_vectors(matrix.cols) / Source::parts / (padded_ * tile_tokens * sizeof(Input));
+        at_once_ = static_cast<int>(tiles > 1 ? tiles : 1) * tile_tokens;
     }
 
     void multiply(int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride) {
@@ -263,8 +263,8 @@ template <class Source> class FloatBatch {
             // Of the rows that come next, a part with every tile.
             const int64_t from = bytes * token / tokens, to = bytes * (token + tile_tokens) / tokens;
             float results[tile_tokens][tile_rows];
-            float_tile<tile_rows, tile_tokens>(rows, tile_vectors(token), matrix_.cols,
-                                               ahead_during(next_rows + from, to - from, padded_ / step), results);
+            float_tile<tile_rows, tile_tokens>(rows, tile_vectors(token), matrix_.cols, {next_rows + from, to - from},
+                                               results);
             for (int i = 0; i < tile_tokens && token + i < tokens; ++i)
                 for (int64_t row = first; row < last; ++row) out[(token + i) * stride + row] = results[i][row - first];
         }

@@ -143,12 +143,12 @@ inline constexpr size_t panels_bytes(int64_t cols) {
     return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) / 64 * 64 + 64 : half_of_cache;
 }
 
-// Vectors that products of floats work on at a time: less than half of that cache, whose sets fill unevenly, or those
-// of a tile, at most 6 of 16 columns or parts of it each.
+// Room for the vectors of products of floats: most of that cache, and at least those of a tile, at most 6 of a few more
+// columns each.
 inline constexpr size_t float_vectors(int64_t cols) {
-    constexpr size_t part_of_cache = 416 << 10;
+    constexpr size_t most_of_cache = 768 << 10;
     const size_t tile = 6 * sizeof(float) * (cols + 16);
-    return tile > part_of_cache ? tile : part_of_cache;
+    return tile > most_of_cache ? tile : most_of_cache;
 }
 
 // In front of them there is room for 4 rows, where those are made floats first.
