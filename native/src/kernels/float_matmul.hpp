@@ -110,7 +110,8 @@ struct Ahead {
 inline __m256 sum_each(const Lanes *a, const Lanes *b) {
     __m512 eight[4]; // a's and b's
     for (int i = 0; i < 4; ++i)
-        eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i].v, b[i].v, 0x44), _mm512_shuffle_f32x4(a[i].v, b[i].v, 0xee));
+        eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i].v, b[i].v, 0x44),
+                                 _mm512_shuffle_f32x4(a[i].v, b[i].v, 0xee));
     __m512 four[2]; // a's and b's of a row, and those of the next
     for (int i = 0; i < 2; ++i)
         four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[2 * i], eight[2 * i + 1], 0x88),
@@ -254,6 +255,7 @@ template <class Source> class FloatBatch {
         }
     }
 
+    // Not inlined: GCC needs all registers for the tile.
     [[gnu::noinline]] void multiply_rows(int64_t first, int64_t last, int tokens, float *out, ptrdiff_t stride) {
         const Weight *rows[tile_rows];
         find_rows<Source>(matrix_, first, last, buffer_, rows);
