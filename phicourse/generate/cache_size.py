@@ -71,11 +71,11 @@ def _product_scratch(cols: int) -> int:
     """What a thread needs for products (kernels.hpp): unpacked panels, or copies of floats, whatever is more.
 
     Panels of 16 rows take half a megabyte at least; behind them are the sums of 8 tokens and a byte for each block.
-    Floats take three quarters of a megabyte at least.
+    Floats are 4 rows of weights and vectors: those of a tile, or three quarters of a megabyte.
     """
     panel = 16 * (cols + cols // 16 * 10) + 64
     panels = max(1 << 19, panel // 64 * 64 + 64 if panel > 1 << 19 else 0) + 8 * (cols // 16) * 4 + cols // 32
-    floats = max(3 << 18, (1 << 17) + 16 * 4 * cols)
+    floats = 16 * (cols + 16) + max(3 << 18, 24 * (cols + 16))
     return max(panels, floats)
 
 

@@ -530,8 +530,13 @@ void Engine::add_squares(const Product &product, Vectors &x) {
 
 void Engine::multiply(std::span<const Product> products, Vectors &x, void *scratch) {
     size_t panels = 0;
-    for (const Product &product : products) panels += panels_of(product.linear->weight);
-    pool_.for_each(panels, grain(panels), [&](size_t begin, size_t end) {
+    bool copies_vectors = false;
+    for (const Product &product : products) {
+        panels += panels_of(product.linear->weight);
+        copies_vectors |= product.tokens > 1 && coding_for(product.linear->weight.type) == Coding::none;
+    }
+    // Where every part begins with copies of all vectors, parts are larger.
+    pool_.for_each(panels, copies_vectors ? grain(2 * panels) : grain(panels), [&](size_t begin, size_t end) {
         size_t first = 0; // panel of the product
         for (const Product &product : products) {
             const size_t n = panels_of(product.linear->weight);

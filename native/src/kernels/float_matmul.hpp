@@ -52,22 +52,28 @@ template <> struct Step<Bfloat16> {
 
 template <class Weight> using InputFor = typename Step<Weight>::Input;
 
-// Copies a vector as what the weights meet, step by step, `stride` numbers apart. The last step is filled with zeros.
-template <class Weight> void copy_steps(const float *x, int64_t n, InputFor<Weight> *out, ptrdiff_t stride) {
+// Copies `tokens` vectors as what the weights meet: step by step, those of all tokens one after the other. The last
+// step is filled with zeros.
+template <int tokens, class Weight> void copy_steps(const float *const *x, int64_t n, InputFor<Weight> *out) {
     constexpr int size = Step<Weight>::size;
     int64_t k = 0;
-    for (; k + size <= n; k += size, out += stride) Step<Weight>::copy(x + k, out);
+    for (; k + size <= n; k += size)
+        for (int token = 0; token < tokens; ++token, out += size) Step<Weight>::copy(x[token] + k, out);
     if (k == n) return;
-    float last[size] = {};
-    for (int64_t i = k; i < n; ++i) last[i - k] = x[i];
-    Step<Weight>::copy(last, out);
+    for (int token = 0; token < tokens; ++token, out += size) {
+        float last[size] = {};
+        for (int64_t i = k; i < n; ++i) last[i - k] = x[token][i];
+        Step<Weight>::copy(last, out);
+    }
 }
 
 // ---- where weights come from -----------------------------------------------------------------
 
-// Pointers to the weights of a row. `buffer` has room for them.
+// Pointers to the weights of a row. `buffer` has room for them. Of the room for vectors, half is used where rows cost
+// nothing: the sets of a cache fill unevenly, so that it loses lines long before it is full.
 template <class Weight> struct InPlace {
     using Element = Weight;
+    static constexpr int parts = 2;
     static const Weight *row(const Matrix &matrix, int64_t row, Weight *) {
         return reinterpret_cast<const Weight *>(matrix.data + row * matrix.row_bytes);
     }
@@ -76,6 +82,7 @@ template <class Weight> struct InPlace {
 // Types that have no kernel of their own.
 template <const Quantizer &quantizer, int block> struct Dequantized {
     using Element = float;
+    static constexpr int parts = 1;
     static const float *row(const Matrix &matrix, int64_t row, float *buffer) {
         quantizer.dequantize(matrix.data + row * matrix.row_bytes, matrix.cols / block, buffer);
         return buffer;
@@ -91,54 +98,92 @@ void find_rows(const Matrix &matrix, int64_t first, int64_t last, Weight *buffer
 
 // ---- tiles -----------------------------------------------------------------------------------
 
-// The sums over the lanes of some vectors, `stride` apart: each in the order of sum(), but four at once.
-#if defined(PHI_ISA_avx2) || defined(PHI_ISA_avx512)
-inline __m128 four_lanes(__m256 a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
+// What comes from memory next: a tile asks for it bit by bit, while the processor works on something else.
+struct Ahead {
+    const void *from;
+    int64_t bytes; // while the tile takes all its steps
+};
+
+// The sums over the lanes of rows × tokens vectors, each in the order of sum().
 #if defined(PHI_ISA_avx512)
-inline __m128 four_lanes(Lanes a) { return four_lanes(_mm256_add_ps(lower_half(a), upper_half(a))); }
-#else
-inline __m128 four_lanes(Lanes a) { return four_lanes(a.v); }
-#endif
-template <int n> void sum_each(const Lanes *vectors, int stride, float *out) {
-    static_assert(n == 4);
-    const __m128 a = four_lanes(vectors[0]), b = four_lanes(vectors[stride]), c = four_lanes(vectors[2 * stride]),
-                 d = four_lanes(vectors[3 * stride]);
-    const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-    const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+// Four vectors and four others at once: halves are added, then quarters, until neighbours are left.
+inline __m256 sum_each(const Lanes *a, const Lanes *b) {
+    __m512 eight[4]; // a's and b's
+    for (int i = 0; i < 4; ++i)
+        eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i].v, b[i].v, 0x44),
+                                 _mm512_shuffle_f32x4(a[i].v, b[i].v, 0xee));
+    __m512 four[2]; // a's and b's of a row, and those of the next
+    for (int i = 0; i < 2; ++i)
+        four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[2 * i], eight[2 * i + 1], 0x88),
+                                _mm512_shuffle_f32x4(eight[2 * i], eight[2 * i + 1], 0xdd));
+    const __m512 two = _mm512_add_ps(_mm512_unpacklo_ps(four[0], four[1]), _mm512_unpackhi_ps(four[0], four[1]));
+    const __m512 one = _mm512_add_ps(two, _mm512_permute_ps(two, 0x4e)); // rows 0 and 2 of a, of b, 1 and 3 of a, of b
+    const __m512i order = _mm512_castsi256_si512(_mm256_setr_epi32(0, 8, 1, 9, 4, 12, 5, 13));
+    return _mm512_castps512_ps256(_mm512_permutexvar_ps(order, one));
 }
-#else
-template <int n> void sum_each(const Lanes *vectors, int stride, float *out) {
-    for (int i = 0; i < n; ++i) out[i] = sum(vectors[i * stride]);
+#elif defined(PHI_ISA_avx2)
+// Four vectors at once.
+inline __m128 sum_each(const Lanes *vectors) {
+    __m128 four[4];
+    for (int i = 0; i < 4; ++i)
+        four[i] = _mm_add_ps(_mm256_castps256_ps128(vectors[i].v), _mm256_extractf128_ps(vectors[i].v, 1));
+    const __m128 a = _mm_add_ps(_mm_unpacklo_ps(four[0], four[1]), _mm_unpackhi_ps(four[0], four[1]));
+    const __m128 b = _mm_add_ps(_mm_unpacklo_ps(four[2], four[3]), _mm_unpackhi_ps(four[2], four[3]));
+    return _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
 }
 #endif
 
+template <int rows, int tokens>
+[[gnu::always_inline]] inline void sum_each(const Lanes (*sums)[rows], float (*out)[rows]) {
+#if defined(PHI_ISA_avx512)
+    if constexpr (rows == 4 && tokens % 2 == 0) {
+#pragma GCC unroll 8
+        for (int token = 0; token < tokens; token += 2)
+            _mm256_storeu_ps(out[token], sum_each(sums[token], sums[token + 1]));
+        return;
+    }
+#elif defined(PHI_ISA_avx2)
+    if constexpr (rows == 4) {
+#pragma GCC unroll 8
+        for (int token = 0; token < tokens; ++token) _mm_storeu_ps(out[token], sum_each(sums[token]));
+        return;
+    }
+#endif
+    for (int token = 0; token < tokens; ++token)
+        for (int row = 0; row < rows; ++row) out[token][row] = sum(sums[token][row]);
+}
+
 // rows × tokens dot products of n columns. Vectors are given step by step: those of all tokens, one after the other.
 template <int rows, int tokens, class Weight>
-void float_tile(const Weight *const *weights, const InputFor<Weight> *x, int64_t n, float (*out)[rows]) {
+[[gnu::always_inline]] inline void float_tile(const Weight *const *weights, const InputFor<Weight> *x, int64_t n,
+                                              Ahead ahead, float (*out)[rows]) {
     using Step = Step<Weight>;
-    Lanes sums[rows][tokens];
-    for (int row = 0; row < rows; ++row)
-        for (int token = 0; token < tokens; ++token) sums[row][token] = zero();
-    int64_t k = 0;
-    for (; k + Step::size <= n; k += Step::size, x += tokens * Step::size) {
-        // A single token works at the speed of the memory, and the hardware does not guess well where several rows
-        // are read side by side. These are the rows that come next.
-        if constexpr (tokens == 1) prefetch_bytes(weights[0] + rows * (n + k), rows * Step::size * sizeof(Weight));
-        decltype(Step::vector(x)) vectors[tokens];
-        for (int token = 0; token < tokens; ++token) vectors[token] = Step::vector(x + token * Step::size);
-        for (int row = 0; row < rows; ++row) {
-            const auto row_weights = Step::weights(weights[row] + k);
-            for (int token = 0; token < tokens; ++token)
-                sums[row][token] = multiply_add(row_weights, vectors[token], sums[row][token]);
+    Lanes sums[tokens][rows];
+    for (int token = 0; token < tokens; ++token)
+        for (int row = 0; row < rows; ++row) sums[token][row] = zero();
+    const int64_t whole = n / Step::size * Step::size;
+    // A single token works at the speed of the memory and asks often, a tile of several seldom.
+    constexpr int64_t columns = tokens > 1 ? 8 * Step::size : Step::size > 16 ? Step::size : 16;
+    const char *next = static_cast<const char *>(ahead.from);
+    const int64_t bytes = ahead.bytes * columns / n;
+    for (int64_t k = 0; k < whole; next += bytes) {
+        prefetch_bytes(next, bytes);
+        const int64_t pause = whole - k < columns ? whole : k + columns;
+        for (; k < pause; k += Step::size, x += tokens * Step::size) {
+            decltype(Step::vector(x)) vectors[tokens];
+            for (int token = 0; token < tokens; ++token) vectors[token] = Step::vector(x + token * Step::size);
+            for (int row = 0; row < rows; ++row) {
+                const auto row_weights = Step::weights(weights[row] + k);
+                for (int token = 0; token < tokens; ++token)
+                    sums[token][row] = multiply_add(row_weights, vectors[token], sums[token][row]);
+            }
         }
     }
-    for (int token = 0; token < tokens; ++token) {
-        sum_each<rows>(&sums[0][token], tokens, out[token]);
-        for (int64_t i = k; i < n; ++i) // what makes no whole step
+    sum_each<rows, tokens>(sums, out);
+    for (int64_t i = whole; i < n; ++i) // what makes no whole step
+        for (int token = 0; token < tokens; ++token)
             for (int row = 0; row < rows; ++row)
-                out[token][row] += load_one(weights[row] + i) * load_one(x + token * Step::size + i - k);
-    }
+                out[token][row] += load_one(weights[row] + i) * load_one(x + token * Step::size + i - whole);
 }
 
 // Bytes of scratch in front of the vectors: for a tile's rows, in whole cache lines, so that floats are aligned.
@@ -149,7 +194,8 @@ template <class Weight> InputFor<Weight> *behind_rows(void *scratch, int64_t col
     return reinterpret_cast<InputFor<Weight> *>(static_cast<char *>(scratch) + bytes_of_rows<Weight>(cols));
 }
 
-// Each token by itself.
+// Each token by itself. It works at the speed of the memory, and the hardware does not guess well where several rows
+// are read side by side.
 template <class Source>
 void few_tokens(const Matrix &matrix, int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride,
                 void *scratch) {
@@ -157,12 +203,14 @@ void few_tokens(const Matrix &matrix, int64_t first, int64_t last, const Activat
     auto *buffer = static_cast<Weight *>(scratch);
     auto *vector = behind_rows<Weight>(scratch, matrix.cols);
     for (int token = 0; token < x.tokens; ++token) {
-        copy_steps<Weight>(x.values + token * matrix.cols, matrix.cols, vector, Step<Weight>::size);
+        const float *values = x.values + token * matrix.cols;
+        copy_steps<1, Weight>(&values, matrix.cols, vector);
         for (int64_t row = first; row < last; row += tile_rows) {
             const Weight *rows[tile_rows];
             find_rows<Source>(matrix, row, last, buffer, rows);
+            const Ahead next_rows{rows[0] + tile_rows * matrix.cols, tile_rows * matrix.row_bytes};
             float results[1][tile_rows];
-            float_tile<tile_rows, 1>(rows, vector, matrix.cols, results);
+            float_tile<tile_rows, 1>(rows, vector, matrix.cols, next_rows, results);
             for (int i = 0; i < tile_rows && row + i < last; ++i) out[token * stride + row + i] = results[0][i];
         }
     }
@@ -180,10 +228,9 @@ template <class Source> class FloatBatch {
   public:
     FloatBatch(const Matrix &matrix, void *scratch)
         : matrix_(matrix), buffer_(static_cast<Weight *>(scratch)),
-          vectors_(behind_rows<Weight>(scratch, matrix.cols)) {
-        padded_ = (matrix.cols + step - 1) / step * step;
-        const int64_t room = float_scratch(matrix.cols) - bytes_of_rows<Weight>(matrix.cols);
-        at_once_ = static_cast<int>(room / (padded_ * sizeof(Input)) / tile_tokens * tile_tokens);
+          vectors_(behind_rows<Weight>(scratch, matrix.cols)), padded_((matrix.cols + step - 1) / step * step) {
+        const int64_t tiles = float_vectors(matrix.cols) / Source::parts / (padded_ * tile_tokens * sizeof(Input));
+        at_once_ = static_cast<int>(tiles > 1 ? tiles : 1) * tile_tokens;
     }
 
     void multiply(int64_t first, int64_t last, const Activations &x, float *out, ptrdiff_t stride) {
@@ -200,25 +247,28 @@ template <class Source> class FloatBatch {
 
     // The last one is repeated to make up whole tiles.
     void copy_vectors(const float *x, int tokens) {
-        for (int token = 0; token < tokens; token += tile_tokens)
+        for (int token = 0; token < tokens; token += tile_tokens) {
+            const float *of_tile[tile_tokens];
             for (int i = 0; i < tile_tokens; ++i)
-                copy_steps<Weight>(x + (token + i < tokens ? token + i : tokens - 1) * matrix_.cols, matrix_.cols,
-                                   tile_vectors(token) + i * step, tile_tokens * step);
+                of_tile[i] = x + (token + i < tokens ? token + i : tokens - 1) * matrix_.cols;
+            copy_steps<tile_tokens, Weight>(of_tile, matrix_.cols, tile_vectors(token));
+        }
     }
 
-    void multiply_rows(int64_t first, int64_t last, int tokens, float *out, ptrdiff_t stride) {
+    // Not inlined: GCC needs all registers for the tile.
+    [[gnu::noinline]] void multiply_rows(int64_t first, int64_t last, int tokens, float *out, ptrdiff_t stride) {
         const Weight *rows[tile_rows];
         find_rows<Source>(matrix_, first, last, buffer_, rows);
         const int64_t bytes = tile_rows * matrix_.row_bytes;
+        const auto *next_rows = matrix_.data + first * matrix_.row_bytes + bytes;
         for (int token = 0; token < tokens; token += tile_tokens) {
             // Of the rows that come next, a part with every tile.
             const int64_t from = bytes * token / tokens, to = bytes * (token + tile_tokens) / tokens;
-            prefetch_bytes(matrix_.data + first * matrix_.row_bytes + bytes + from, to - from);
             float results[tile_tokens][tile_rows];
-            float_tile<tile_rows, tile_tokens>(rows, tile_vectors(token), matrix_.cols, results);
+            float_tile<tile_rows, tile_tokens>(rows, tile_vectors(token), matrix_.cols, {next_rows + from, to - from},
+                                               results);
             for (int i = 0; i < tile_tokens && token + i < tokens; ++i)
-                for (int64_t row = first; row < last; ++row)
-                    out[(token + i) * stride + row] = results[i][row - first];
+                for (int64_t row = first; row < last; ++row) out[(token + i) * stride + row] = results[i][row - first];
         }
     }
 

@@ -143,12 +143,16 @@ inline constexpr size_t panels_bytes(int64_t cols) {
     return panel_bytes(cols) > half_of_cache ? panel_bytes(cols) / 64 * 64 + 64 : half_of_cache;
 }
 
-// What products of floats use: most of that cache, and at least room for the vectors of a tile and some rows.
-inline constexpr size_t float_scratch(int64_t cols) {
+// Room for the vectors of products of floats: most of that cache, and at least those of a tile, at most 6 of a few more
+// columns each.
+inline constexpr size_t float_vectors(int64_t cols) {
     constexpr size_t most_of_cache = 768 << 10;
-    const size_t least = (128 << 10) + 16 * sizeof(float) * cols;
-    return least > most_of_cache ? least : most_of_cache;
+    const size_t tile = 6 * sizeof(float) * (cols + 16);
+    return tile > most_of_cache ? tile : most_of_cache;
 }
+
+// In front of them there is room for 4 rows, where those are made floats first.
+inline constexpr size_t float_scratch(int64_t cols) { return 4 * sizeof(float) * (cols + 16) + float_vectors(cols); }
 
 // Behind panels there is a number for every 16 weights of the tokens, at most 8, that meet them together, and a byte
 // for every block.

@@ -261,7 +261,7 @@ inline Lanes exponential(Lanes x) {
 }
 
 // Asks for memory that will be worked on soon, into the second-level cache.
-inline void prefetch_bytes(const void *from, int64_t n) {
+[[gnu::always_inline]] inline void prefetch_bytes(const void *from, int64_t n) {
     for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(static_cast<const char *>(from) + i, 0, 2);
 }
 
