@@ -49,14 +49,13 @@ Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int 
       gated_(max_batch_ * config.feed_forward_passes(), config.ffn_size), qkv_(max_batch_ * config.qkv_size()),
       branch_(max_batch_ * config.hidden_size), up_(max_batch_ * config.feed_forward_passes() * config.up_size()),
       cosines_(max_batch_ * rope_.pairs()), sines_(max_batch_ * rope_.pairs()),
-      handed_out_(config.has_experts() ? max_batch_ * config.n_experts_used : 0, config.hidden_size) {
+      max_slots_(config.has_experts() ? max_batch_ * config.n_experts_used : 0),
+      router_scores_(config.has_experts() ? max_batch_ * config.n_experts : 0), picks_(max_slots_),
+      handed_out_(max_slots_, config.hidden_size), answers_(max_slots_ * config.hidden_size) {
     for (int thread = 0; thread < threads; ++thread)
         scratch_.emplace_back(scratch_bytes(config, sequences_[0].cache().format()));
     if (!config.has_experts()) return;
-    router_scores_.resize(max_batch_ * config.n_experts);
-    picks_.resize(max_batch_ * config.n_experts_used);
     first_slot_.resize(config.n_experts + 1);
-    answers_.resize(max_batch_ * config.n_experts_used * config.hidden_size);
     up_products_.reserve(2 * config.n_experts);
     down_products_.reserve(config.n_experts);
 }
@@ -65,7 +64,7 @@ size_t Engine::work_bytes() const {
     size_t bytes = picks_.size() * sizeof(Pick);
     for (const Vectors *vectors : {&residual_, &normed_, &attended_, &gated_, &handed_out_}) bytes += vectors->bytes();
     for (const auto *floats : {&qkv_, &branch_, &up_, &cosines_, &sines_, &router_scores_, &answers_})
-        bytes += floats->size() * sizeof(float);
+        bytes += floats->bytes();
     for (const auto &scratch : scratch_) bytes += scratch.bytes();
     return bytes;
 }

@@ -169,16 +169,17 @@ class Engine {
 
     Vectors residual_, normed_, attended_;
     Vectors gated_;                               // one for each pass of a token through a feed-forward part
-    std::vector<float> qkv_, branch_, up_;        // (tokens or passes, rows of the matrices that make them)
-    std::vector<float> cosines_, sines_;          // (tokens, rotated pairs)
+    ZeroedArray<float> qkv_, branch_, up_;        // (tokens or passes, rows of the matrices that make them)
+    ZeroedArray<float> cosines_, sines_;          // (tokens, rotated pairs)
     std::vector<ZeroedArray<std::byte>> scratch_; // one for each thread
 
     // Of a layer with experts. Tokens lie in slots, a copy for each pick, those of an expert side by side.
-    std::vector<float> router_scores_;                 // (tokens, experts)
+    int64_t max_slots_;                                // none without experts
+    ZeroedArray<float> router_scores_;                 // (tokens, experts)
     std::vector<Pick> picks_;                          // (tokens, picks)
     std::vector<int> first_slot_;                      // (experts + 1)
     Vectors handed_out_;                               // (slots, hidden)
-    std::vector<float> answers_;                       // (slots, hidden)
+    ZeroedArray<float> answers_;                       // (slots, hidden)
     std::vector<Product> up_products_, down_products_; // of the experts that were picked
 
     // Of each matrix's input, by where its weights are; empty unless wanted.
