@@ -6,6 +6,8 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
 LOCK    := requirements.lock
 NATIVE  := $(shell find native -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
+# An editable install remembers which file each module was, also one that became a folder.
+PACKAGES := $(wildcard phicourse/*/__init__.py)
 LLAMA   := $(shell sed -n 's/^llama_cpp_python==//p' $(LOCK))
 SDIST   := .oracles/llama_cpp_python-$(LLAMA).tar.gz
 SAY     := @echo "phicourse:"
@@ -141,7 +143,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # --no-build-isolation: the build tools come from the same lock, and a rebuild after a change is incremental.
-$(VENV)/.run: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/python
+$(VENV)/.run: pyproject.toml $(LOCK) $(NATIVE) $(PACKAGES) | $(BIN)/python
 	$(SAY) "installing the package and building the C++ engine (about a minute the first time)"
 	@mkdir -p build
 	@$(PIP) install -c $(LOCK) scikit-build-core nanobind cmake ninja

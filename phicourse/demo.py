@@ -4,10 +4,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phicourse.checkpoint import Checkpoint
 from phicourse.convert import convert
@@ -15,11 +13,10 @@ from phicourse.convert.weights import PARTS
 from phicourse.errors import CheckpointError, PhiCourseError
 from phicourse.evaluate.bits_per_byte import bits_per_byte
 from phicourse.generate import LLM, load
-from phicourse.gguf import GGUFFile, atomic_output
+from phicourse.generate.sampling import probabilities
+from phicourse.gguf import GGUFFile
+from phicourse.gguf.describe import bits_per_weight
 from phicourse.quantize import quantize
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PROMPT = "Tell me a story about a dog."
 BEGINNING = "Once upon a time, there was a little dog named"
@@ -68,9 +65,8 @@ def run_demo(out_dir: Path | str | None = None, force: bool = False, threads: in
     stories = read_stories(folder / "text")[:N_STORIES]
     rows = [measure(label, files[label], models[label], stories, speeds[label]) for label in models]
     print(table(rows))
-    with atomic_output(out / "demo.png", force=force) as temporary:
-        draw(files, models, answer).savefig(temporary, format="png", dpi=130)
     picture = out / "demo.png"
+    draw(files, models, answer, picture, force)
     print(f"\npicture: {picture}\nchat on: phicourse chat {small}")
     return picture
 
@@ -125,12 +121,10 @@ def echo(pieces: Iterator[str]) -> str:
 
 def measure(label: str, file: GGUFFile, model: LLM, stories: list[str], tokens_per_second: float) -> Row:
     """One file's line of the table."""
-    n_weights = sum(tensor.n_weights for tensor in file.tensors.values())
-    n_bytes = sum(tensor.nbytes for tensor in file.tensors.values())
     return Row(
         label=label,
         megabytes=file.size / 1e6,
-        bits_per_weight=8 * n_bytes / n_weights,
+        bits_per_weight=bits_per_weight(file.tensors.values()),
         bits_per_byte=bits_per_byte(model, stories),
         tokens_per_second=tokens_per_second,
     )
@@ -162,24 +156,19 @@ def next_tokens(models: dict[str, LLM], prompt: str) -> tuple[list[str], dict[st
     """The likeliest next tokens by the first model, and what every model gives them."""
     label, first = next(iter(models.items()))
     ids = first.tokenize("", special=True) + first.tokenize(prompt)
-    odds = {name: softmax(model.logits(ids)[-1]) for name, model in models.items()}  # (vocab,) each
+    odds = {name: probabilities(model.logits(ids)[-1]) for name, model in models.items()}  # (vocab,) each
     best = np.argsort(-odds[label])[:N_CANDIDATES]
     return [first.detokenize([int(token)], special=True) for token in best], {
         name: [float(values[token]) for token in best] for name, values in odds.items()
     }
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities (vocab,) of logits (vocab,)."""
-    weights = np.exp(logits - logits.max())
-    return np.asarray(weights / weights.sum())
-
-
-def draw(files: dict[str, GGUFFile], models: dict[str, LLM], answer: str) -> "Figure":
-    """The closing picture: sizes, next tokens, and the answer."""
+def draw(files: dict[str, GGUFFile], models: dict[str, LLM], answer: str, picture: Path, force: bool) -> None:
+    """Write the closing picture, a PNG file: sizes, next tokens, and the answer."""
     from matplotlib.figure import Figure  # takes a second: only when a picture is asked for
 
     from phicourse.plots import draw_next_tokens, draw_sizes
+    from phicourse.plots.style import save_png
 
     figure = Figure(figsize=(10, 5.8), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 3))
@@ -192,7 +181,7 @@ def draw(files: dict[str, GGUFFile], models: dict[str, LLM], answer: str) -> "Fi
     text.axis("off")
     text.text(0, 0.98, f"“{PROMPT}”   phi-tiny, Q4_K_M:", va="top", fontweight="bold", fontsize=11)
     text.text(0, 0.84, wrap(answer, 118, 9), va="top", fontsize=10)
-    return figure
+    save_png(figure, picture, force)
 
 
 def wrap(text: str, width: int, max_lines: int) -> str:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from phicourse.memory import available_memory
+from phicourse.sizes import size_text
 
 MIN_MEMORY = 1 << 30
 MIN_DISK = 1 << 30
@@ -126,7 +127,7 @@ def check_memory() -> Check:
     if free is None:
         return Check("memory", True, "unknown on this system")
     return Check(
-        "memory", free >= MIN_MEMORY, f"{free / 1e9:.1f} GB free", "close other programs: 1 GB is needed"
+        "memory", free >= MIN_MEMORY, f"{size_text(free)} free", "close other programs: 1 GB is needed"
     )
 
 
@@ -134,7 +135,7 @@ def check_disk(folder: Path) -> Check:
     """Room for a few models."""
     free = shutil.disk_usage(folder).free
     return Check(
-        "disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free in {folder}", "free some space: 1 GB is needed"
+        "disk", free >= MIN_DISK, f"{size_text(free)} free in {folder}", "free some space: 1 GB is needed"
     )
 
 
@@ -147,7 +148,7 @@ def check_models(folder: Path) -> list[Check]:
     for path in sorted(folder.glob("*.gguf")):
         try:
             with GGUFFile.open(path) as file:
-                found = f"{len(file.tensors)} tensors, {file.size / 1e6:.1f} MB"
+                found = f"{len(file.tensors)} tensors, {size_text(file.size)}"
             checks.append(Check(path.name, True, found))
         except PhiCourseError as error:
             checks.append(Check(path.name, False, str(error), "download or convert it again"))

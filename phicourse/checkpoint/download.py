@@ -18,7 +18,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from tqdm import tqdm
 
-from phicourse.checkpoint.fetch import fetch, gigabytes, partial_path, say, size_of
+from phicourse.checkpoint.fetch import fetch, partial_path, say, size_of
 from phicourse.checkpoint.folder import _find_shards as find_shards
 from phicourse.checkpoint.hub import (
     RemoteFile,
@@ -30,6 +30,7 @@ from phicourse.checkpoint.hub import (
 )
 from phicourse.errors import CheckpointError
 from phicourse.progress_bar import byte_bar
+from phicourse.sizes import size_text
 
 Q4_K_M_BITS = 5.0  # a weight, about; embeddings and output, which take more, weigh more in small models
 
@@ -150,7 +151,7 @@ def fetch_all(
         tell(snapshot, missing, free, folder, memory)
     if missing > free:
         raise CheckpointError(
-            f"{folder}: {gigabytes(missing)} are to come, the disk has {gigabytes(free)} free: free some space,"
+            f"{folder}: {size_text(missing)} are to come, the disk has {size_text(free)} free: free some space,"
             " or choose another disk with --to or HF_HOME"
         )
     with byte_bar(missing + arrived, progress) as bar:
@@ -162,13 +163,13 @@ def fetch_all(
 
 def tell(snapshot: Snapshot, missing: int, free: int, folder: Path, memory: int | None) -> None:
     """Say what is to come, whether it fits, and what the model will need."""
-    todo = f"{gigabytes(missing)} to download" if missing else "all of it here"
-    say(f"{snapshot.repo} at {snapshot.commit[:7]}: {len(snapshot.files)} files, {gigabytes(snapshot.size)}")
-    say(f"{todo}; the disk has {gigabytes(free)} free ({folder})")
+    todo = f"{size_text(missing)} to download" if missing else "all of it here"
+    say(f"{snapshot.repo} at {snapshot.commit[:7]}: {len(snapshot.files)} files, {size_text(snapshot.size)}")
+    say(f"{todo}; the disk has {size_text(free)} free ({folder})")
     weights = snapshot.n_weights or snapshot.size // 2  # nearly all models come with 16 bits a weight
     f16, q4 = 2 * weights, int(Q4_K_M_BITS / 8 * weights)
-    line = f"in memory it takes about {gigabytes(f16)} as F16, {gigabytes(q4)} as Q4_K_M"
+    line = f"in memory it takes about {size_text(f16)} as F16, {size_text(q4)} as Q4_K_M"
     if memory is not None:
         verdict = f", too little for {'Q4_K_M' if memory < q4 else 'F16'}" if memory < f16 else ""
-        line += f"; {gigabytes(memory)} are free{verdict}"
+        line += f"; {size_text(memory)} are free{verdict}"
     say(line)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from phicourse.checkpoint.hub import RESUMES, RemoteFile, is_busy, is_network_error, reason
 from phicourse.errors import CheckpointError
+from phicourse.sizes import size_text
 
 TRIES = 5  # in a row that bring nothing
 RETRY_SECONDS = 1.0
@@ -40,7 +41,7 @@ def fetch(url: str, file: RemoteFile, target: Path, bar: "tqdm[Any]") -> None:
         if fruitless == TRIES:
             raise error or CheckpointError(f"{url}: the server sends nothing; {RESUMES}")
         if error is not None:
-            say(f"{file.name}: {reason(error)}; going on from {gigabytes(size_of(partial))}")
+            say(f"{file.name}: {reason(error)}; going on from {size_text(size_of(partial))}")
             time.sleep(RETRY_SECONDS * max(fruitless, 1))
     bar.set_description(f"checking {file.name}", refresh=False)
     if not file.is_at(partial):
@@ -91,8 +92,3 @@ def append(url: str, partial: Path, size: int, bar: "tqdm[Any]") -> None:
 def say(text: str) -> None:
     """A line for the user, beside the bar and not in the output."""
     tqdm.write(f"phicourse: {text}", file=sys.stderr)
-
-
-def gigabytes(n_bytes: int) -> str:
-    """Bytes as a number to read: `7.64 GB`, `0.3 MB`."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10_000_000 else f"{n_bytes / 1e6:.1f} MB"

@@ -13,11 +13,11 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub import try_to_load_from_cache as find_in_cache
 
-from phicourse.checkpoint.fetch import gigabytes
 from phicourse.checkpoint.folder import Checkpoint
 from phicourse.errors import CheckpointError, PhiCourseError
 from phicourse.gguf.reader import GGUFFile
 from phicourse.memory import available_memory
+from phicourse.sizes import size_text
 
 VARIABLE = "PHICOURSE_MODEL"
 NAME = "Phi-3.5-mini"
@@ -53,7 +53,7 @@ class Needs:
     disk: int
 
     def __str__(self) -> str:
-        return f"{gigabytes(self.memory)} of memory and {gigabytes(self.disk)} of disk"
+        return f"{size_text(self.memory)} of memory and {size_text(self.disk)} of disk"
 
 
 def find_phi(instead: Path | str, folder: Path | str) -> LocalPhi:
@@ -107,9 +107,9 @@ def _lacking(needs: Needs, folder: Path) -> str:
     memory, disk = available_memory(), shutil.disk_usage(folder).free
     short = []
     if memory is not None and memory < needs.memory:
-        short.append(f"{gigabytes(memory)} of memory")
+        short.append(f"{size_text(memory)} of memory")
     if disk < needs.disk:
-        short.append(f"{gigabytes(disk)} of disk")
+        short.append(f"{size_text(disk)} of disk")
     return f"only {' and '.join(short)} are free" if short else ""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import PhiCourseError
-from phicourse.evaluate.llama_library import llama_cpp_library
+from phicourse.evaluate.llama_library import Signature, load_llama_cpp_library
 from phicourse.gguf.types import tensor_type
 
 Float32 = NDArray[np.float32]
@@ -67,7 +67,7 @@ class _InitParams(ctypes.Structure):
     )
 
 
-_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+_SIGNATURES: dict[str, Signature] = {
     "ggml_init": (ctypes.c_void_p, [_InitParams]),
     "ggml_free": (None, [ctypes.c_void_p]),
     "ggml_get_data": (ctypes.c_void_p, [ctypes.c_void_p]),
@@ -85,14 +85,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 @cache
 def _ggml() -> ctypes.CDLL | None:
     """Load the library that computes, out of llama-cpp-python; None where that is not installed."""
-    path = llama_cpp_library("ggml-cpu")
-    if path is None:
-        return None
-    library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return load_llama_cpp_library("ggml-cpu", _SIGNATURES)
 
 
 def has_llama_cpp() -> bool:

@@ -17,6 +17,7 @@ from phicourse.generate.llm import LLM, load
 from phicourse.quantize.files import quantize
 from phicourse.quantize.importance import ImportanceMatrix
 from phicourse.quantize.plan import Plan
+from phicourse.sizes import size_text
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Trial:
 
     def __str__(self) -> str:
         return (
-            f"{self.plan.nbytes / 1e6:.2f} MB, {self.plan.bits_per_weight:.2f} bits per weight, "
+            f"{size_text(self.plan.nbytes)}, {self.plan.bits_per_weight:.2f} bits per weight, "
             f"KL {self.divergence.mean:.4f}"
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phicourse.evaluate.llama_library import llama_cpp_library
+from phicourse.evaluate.llama_library import load_llama_cpp_library
 from phicourse.gguf.types import TensorType, tensor_type
 from phicourse.plots.layout import draw_byte_differences
 from phicourse.plots.style import png_of, size_of
@@ -24,14 +24,9 @@ _JUDGE = "llama.cpp"
 @cache
 def _ggml() -> ctypes.CDLL | None:
     """Load ggml's library out of llama-cpp-python; None where that is not installed."""
-    path = llama_cpp_library("ggml-base")
-    if path is None:
-        return None
-    library = ctypes.CDLL(str(path))
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
     sizes = [ctypes.c_int64] * 3
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *sizes, ctypes.c_void_p]
-    return library
+    arguments = [ctypes.c_int, *[ctypes.c_void_p] * 2, *sizes, ctypes.c_void_p]
+    return load_llama_cpp_library("ggml-base", {"ggml_quantize_chunk": (ctypes.c_size_t, arguments)})
 
 
 def llama_cpp_quantize(x: NDArray[np.float32], type_name: str) -> UInt8 | None:

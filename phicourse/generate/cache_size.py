@@ -5,6 +5,7 @@ from phicourse.errors import GenerateError
 from phicourse.gguf import tensor_type
 from phicourse.gguf.reader import padded
 from phicourse.memory import available_memory
+from phicourse.sizes import size_text
 
 CACHE_TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "F32")
 """How keys and values can be kept. Q8_0 halves the memory of F16 and is hardly told from it; Q4_0 costs quality."""
@@ -87,7 +88,7 @@ def check_cache_fits(
         texts = f"{n_sequences:,} texts of {n_ctx:,} tokens" if n_sequences > 1 else f"{n_ctx:,} tokens"
         fewer = ", for fewer of them (n_sequences)" if n_sequences > 1 else ""
         raise GenerateError(
-            f"the keys and values of {texts} need {needed / 1e9:.1f} GB as {cache_type}, {free / 1e9:.1f} GB "
+            f"the keys and values of {texts} need {size_text(needed)} as {cache_type}, {size_text(free)} "
             f"of memory are free: ask for a smaller context (--ctx, n_ctx){fewer}, or for another cache type "
             "(--cache-type)"
         )

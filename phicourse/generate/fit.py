@@ -21,7 +21,7 @@ from phicourse.generate.split import (
     torch_work_bytes,
 )
 from phicourse.gguf import GGUFFile
-from phicourse.memory import memory_text
+from phicourse.sizes import size_text
 
 DRIVER_BYTES = 500_000_000
 """What CUDA and its libraries are taken to need on the GPU for themselves; it differs from one GPU to the next."""
@@ -146,7 +146,7 @@ def plan_memory(
         least = min((other for row in alternatives for other in row), key=lambda other: other.machine.total)
         raise GenerateError(
             f"{file.path}: does not fit: beside {least.split} on the GPU the machine would need "
-            f"{memory_text(least.machine.total)}, {memory_text(machine_memory)} are free: take a smaller quantization"
+            f"{size_text(least.machine.total)}, {size_text(machine_memory)} are free: take a smaller quantization"
         )
     tensor_bytes = sum(tensor.nbytes for tensor in file.tensors.values())
     return FitReport(file.path, config, tensor_bytes, gpu_memory, machine_memory, best, alternatives)
@@ -209,9 +209,9 @@ def _contexts(longest: int) -> list[int]:
 def _heading(report: FitReport) -> list[str]:
     config = report.config
     return [
-        f"{report.path.name}: {config.n_layers} layers, {memory_text(report.tensor_bytes)} of weights, "
+        f"{report.path.name}: {config.n_layers} layers, {size_text(report.tensor_bytes)} of weights, "
         f"context up to {config.context_length:,}",
-        f"GPU {memory_text(report.gpu_memory)}, this machine {memory_text(report.machine_memory)}",
+        f"GPU {size_text(report.gpu_memory)}, this machine {size_text(report.machine_memory)}",
     ]
 
 
@@ -235,7 +235,7 @@ def _parts(report: FitReport) -> list[str]:
         ("together", "total"),
     ):
         gpu, machine = (getattr(side, name) for side in (fit.gpu, fit.machine))
-        rows.append((label, memory_text(gpu) if gpu else "-", memory_text(machine) if machine else "-"))
+        rows.append((label, size_text(gpu) if gpu else "-", size_text(machine) if machine else "-"))
     return [f"{label:22s}{gpu:>20s}{machine:>24s}" for label, gpu, machine in rows]
 
 
@@ -258,6 +258,6 @@ def _table(report: FitReport) -> list[str]:
     ]
     for row in report.alternatives:
         layers = f"{row[0].split.n_layers} of {report.config.n_layers}{' +head' * row[0].split.has_head}"
-        amounts = "".join(f"{memory_text(fit.machine.total) if fit.fits else 'no room':>11s}" for fit in row)
-        lines.append(f"{row[0].n_ctx:9,d}{layers:>14s}{memory_text(row[0].gpu.total):>10s}{amounts}")
+        amounts = "".join(f"{size_text(fit.machine.total) if fit.fits else 'no room':>11s}" for fit in row)
+        lines.append(f"{row[0].n_ctx:9,d}{layers:>14s}{size_text(row[0].gpu.total):>10s}{amounts}")
     return lines

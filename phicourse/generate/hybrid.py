@@ -26,7 +26,7 @@ from phicourse.generate.backends import (
 from phicourse.generate.cache_size import BATCH, check_cache_fits
 from phicourse.generate.split import Split
 from phicourse.gguf import GGUFFile
-from phicourse.memory import memory_text
+from phicourse.sizes import size_text
 
 if TYPE_CHECKING:
     from phicourse.generate.torch_layers import TorchLayers
@@ -99,8 +99,8 @@ class HybridBackend(OneSequence):
 
         layers = self._layers
         return (
-            f"{self.split} in PyTorch on {device_name(layers.device)}: {memory_text(layers.weight_bytes)} of weights, "
-            f"{memory_text(layers.cache.nbytes)} for keys and values"
+            f"{self.split} in PyTorch on {device_name(layers.device)}: {size_text(layers.weight_bytes)} of weights, "
+            f"{size_text(layers.cache.nbytes)} for keys and values"
         )
 
     @property

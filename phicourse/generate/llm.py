@@ -76,7 +76,8 @@ def load(
 def _load_folder(path: Path, backend: BackendName, n_ctx: int | None, threads: int | None) -> "LLM":
     if backend == "native":
         raise GenerateError(
-            f"{path}: is a checkpoint folder: make a GGUF file of it (phicourse convert) or use backend='torch'"
+            f"{path}: is a checkpoint folder: make a GGUF file of it (phicourse convert), or load it in Python with "
+            "backend='torch'"
         )
     checkpoint = Checkpoint.open(path)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)

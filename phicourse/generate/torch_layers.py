@@ -16,10 +16,11 @@ from phicourse.generate.split import (
     torch_work_bytes,
 )
 from phicourse.gguf import GGUFFile
-from phicourse.memory import available_memory, memory_text
+from phicourse.memory import available_memory
 from phicourse.model.attention import ReservedKVCache
 from phicourse.model.load import load_first_layers
 from phicourse.quantize.registry import dequantize_rows
+from phicourse.sizes import size_text
 
 
 class TorchLayers:
@@ -102,8 +103,8 @@ def check_memory(
     free = free_memory(device)
     if free is not None and needed > free:
         raise GenerateError(
-            f"{split} need {memory_text(needed)} on {device.type} with a context of {n_ctx:,}, "
-            f"{memory_text(free)} are free: fewer --gpu-layers, a smaller --ctx (phicourse plan says what fits)"
+            f"{split} need {size_text(needed)} on {device.type} with a context of {n_ctx:,}, "
+            f"{size_text(free)} are free: fewer --gpu-layers, a smaller --ctx (phicourse plan says what fits)"
         )
 
 

@@ -4,7 +4,7 @@ from phicourse.gguf.atomic import atomic_output
 from phicourse.gguf.describe import describe, summary
 from phicourse.gguf.reader import GGUFFile, TensorInfo
 from phicourse.gguf.reshard import merge, split
-from phicourse.gguf.shards import Split, parse_size
+from phicourse.gguf.shards import Split
 from phicourse.gguf.types import (
     TENSOR_TYPES,
     Field,
@@ -33,7 +33,6 @@ __all__ = [
     "describe",
     "float32_to_bfloat16",
     "merge",
-    "parse_size",
     "split",
     "summary",
     "tensor_type",

@@ -15,9 +15,7 @@ from phicourse.gguf.types import ValueType
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 MAX_SHARDS = (1 << 16) - 1  # split.count is a UINT16
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_SIZE = re.compile(r"(\d{1,15})([KMG]?)", re.ASCII)
 _PADDING = 32  # of a tensor; llama-gguf-split counts it so, whatever general.alignment says
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 # key, value, type of its number
 SplitPair = tuple[str, int, ValueType]
@@ -91,13 +89,3 @@ def whole_path(first: Path, n_shards: int) -> Path:
     if match is None or int(match["number"]) != 1 or int(match["count"]) != n_shards:
         raise GGUFError(f"{first}: one of {n_shards} files; give the first, …-00001-of-{n_shards:05d}.gguf")
     return first.with_name(match["stem"] + ".gguf")
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 2G, 500M, 800K or 123456; units are decimal, as everywhere with shards."""
-    match = _SIZE.fullmatch(text.strip().upper())
-    if match is None or int(match[1]) == 0:
-        raise GGUFError(
-            f"{text[:40]!r} is no size of a file: give a number and K, M or G, such as 500M or 2G"
-        )
-    return int(match[1]) * _UNITS[match[2]]

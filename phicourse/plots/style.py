@@ -6,6 +6,7 @@ words and axes, is of one grey that has enough contrast with both. What lies on 
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,6 +16,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.typing import ColorType
 from PIL import Image  # comes with matplotlib
 
+from phicourse.gguf import atomic_output
+
 # Okabe and Ito's palette, in an order that keeps neighbours far apart in lightness
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 GREY = "#767676"  # 4.5 times as dark as white, 4.2 times as light as JupyterLab's dark page
@@ -22,6 +25,7 @@ MARGIN = 0.1  # inches
 PAPER, INK = "white", "black"  # where words lie on something light, whatever the page is
 SHARPNESS = 2  # pixels of the file for each pixel on a notebook's page, for screens with small pixels
 N_COLOURS = 256  # of a file
+DOTS = 150  # an inch, in files of their own
 
 matplotlib.rc("text", color=GREY)
 matplotlib.rc("axes", facecolor="none", edgecolor=GREY, labelcolor=GREY)
@@ -56,6 +60,12 @@ def size_of(figure: Figure) -> dict[str, int]:
     """Return the width and height in pixels that a figure takes on a notebook's page."""
     width, height = figure.get_size_inches() * figure.dpi
     return {"width": round(width), "height": round(height)}
+
+
+def save_png(figure: Figure, path: Path, force: bool = False) -> None:
+    """Write a figure to a PNG file of its own; GGUFError where it is there already, unless `force` replaces it."""
+    with atomic_output(path, force) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS)
 
 
 def tidy(axes: Axes, title: str) -> None:

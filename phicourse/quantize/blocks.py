@@ -29,6 +29,11 @@ def split_rows(x: ArrayLike, size: int, type_name: str) -> Float32:
     return rows.reshape(*rows.shape[:-1], n // size, size)
 
 
+def sub_blocks(values: Blocks, size: int) -> Blocks:
+    """Cut blocks once more: (..., n_blocks, n) -> (..., n_blocks, n / size, size)."""
+    return values.reshape(*values.shape[:-1], values.shape[-1] // size, size)
+
+
 def join_rows(values: Float32) -> Float32:
     """Put blocks back into rows: (..., n_blocks, size) -> (..., n_blocks * size)."""
     return values.reshape(*values.shape[:-2], values.shape[-2] * values.shape[-1])

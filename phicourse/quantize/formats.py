@@ -292,7 +292,7 @@ def _write_nvfp4(scales: Scales, codes: UInt8, values: Float32) -> Fields:
 
 def _read_pairs(blocks: Blocks) -> Scales:
     """IQ2_XS, IQ2_S and IQ3_S."""
-    return _read_super(blocks, lattice.unpack_pairs(blocks["scales"]))
+    return _read_super(blocks, lattice.unpack_neighbours(blocks["scales"]))
 
 
 def _read_iq2_xxs(blocks: Blocks) -> Scales:
@@ -332,7 +332,7 @@ def _write_iq2_xxs(scales: Scales, points: Indices, values: Float32) -> Fields:
 
 def _write_iq2_xs(scales: Scales, points: Indices, values: Float32) -> Fields:
     words = points.reshape(-1, 32) | (_signs(values) & np.uint8(127)).astype(np.intp) << 9
-    return {"d": scales.d, "qs": words, "scales": lattice.pack_pairs(_codes(scales))}
+    return {"d": scales.d, "qs": words, "scales": lattice.pack_neighbours(_codes(scales))}
 
 
 def _write_iq2_s(scales: Scales, points: Indices, values: Float32) -> Fields:
@@ -341,7 +341,7 @@ def _write_iq2_s(scales: Scales, points: Indices, values: Float32) -> Fields:
         "d": scales.d,
         "qs": np.concatenate([points.reshape(-1, 32) & 255, _signs(values)], axis=-1),
         "qh": np.bitwise_or.reduce(fours, axis=-1),
-        "scales": lattice.pack_pairs(_codes(scales)),
+        "scales": lattice.pack_neighbours(_codes(scales)),
     }
 
 
@@ -359,7 +359,7 @@ def _write_iq3_s(scales: Scales, points: Indices, values: Float32) -> Fields:
         "qs": points.reshape(-1, 64) & 255,
         "qh": np.packbits(points >> 8, axis=-1, bitorder="little")[..., 0],
         "signs": _signs(values),
-        "scales": lattice.pack_pairs(_codes(scales)),
+        "scales": lattice.pack_neighbours(_codes(scales)),
     }
 
 

@@ -19,6 +19,7 @@ from phicourse.quantize.blocks import (
     pack,
     pack_nibbles,
     split_rows,
+    sub_blocks,
     to_columns,
     unpack_nibbles,
 )
@@ -77,8 +78,8 @@ def quantize_q6_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     counts = blocks * blocks
     if importance is not None:
         counts = np.broadcast_to(split_importance(importance, blocks, "Q6_K"), blocks.shape)
-    weights = _sub_blocks(blocks, 16)  # (..., n_blocks, 16, 16)
-    found = symmetric_search(to_columns(weights), to_columns(_sub_blocks(counts, 16)), n_max=32)  # step 1
+    weights = sub_blocks(blocks, 16)  # (..., n_blocks, 16, 16)
+    found = symmetric_search(to_columns(weights), to_columns(sub_blocks(counts, 16)), n_max=32)  # step 1
     scales = found.scale.reshape(weights.shape[:-1])  # (..., n_blocks, 16)
     codes = from_columns(found.codes, weights.shape)
 
@@ -109,7 +110,7 @@ def dequantize_q5_k(blocks: Blocks) -> Float32:
 def dequantize_q6_k(blocks: Blocks) -> Float32:
     """Weight = d * scale * (code - 32): (..., n_blocks) Q6_K -> (..., n) float32."""
     scales = blocks["d"].astype(np.float32)[..., None] * blocks["scales"].astype(np.float32)
-    codes = _sub_blocks(unpack_six_bits(blocks["ql"], blocks["qh"]), 16).astype(np.float32) - np.float32(32)
+    codes = sub_blocks(unpack_six_bits(blocks["ql"], blocks["qh"]), 16).astype(np.float32) - np.float32(32)
     values = scales[..., None] * codes  # (..., n_blocks, 16, 16)
     return join_rows(values.reshape(*blocks.shape, SUPER_BLOCK))
 
@@ -125,7 +126,7 @@ def _scales_minima_codes(
     returns        d, dmin (..., n_blocks) float16, packed scales (..., n_blocks, 12), codes (..., n_blocks, 256)
     """
     blocks = split_rows(x, SUPER_BLOCK, type_name)  # (..., n_blocks, 256)
-    weights = _sub_blocks(blocks, 32)  # (..., n_blocks, 8, 32)
+    weights = sub_blocks(blocks, 32)  # (..., n_blocks, 8, 32)
     columns = to_columns(weights)  # (32, count)
     if importance is None:
         found = affine_search(columns, _by_magnitude(columns), n_max, trials)  # step 1
@@ -133,7 +134,7 @@ def _scales_minima_codes(
         d, scale_codes = _six_bit_codes(scales)  # step 2
         dmin, minimum_codes = _six_bit_codes(minima)
     else:
-        counts = _sub_blocks(error_weights(blocks, importance, 2, type_name), 32)
+        counts = sub_blocks(error_weights(blocks, importance, 2, type_name), 32)
         found = affine_search(columns, to_columns(counts), n_max, FINE_TRIALS)
         scales, minima = scales_and_minima(found, weights.shape[:-1])
         d, scale_codes = searched_codes(scales, sum_last(counts), 63)
@@ -189,7 +190,7 @@ def _from_scales_and_minima(blocks: Blocks, codes: UInt8) -> Float32:
     scale_codes, minimum_codes = unpack_scales_and_minima(blocks["scales"])
     step = blocks["d"].astype(np.float32)[..., None] * scale_codes.astype(np.float32)
     below = blocks["dmin"].astype(np.float32)[..., None] * minimum_codes.astype(np.float32)
-    values = step[..., None] * _sub_blocks(codes, 32).astype(np.float32) - below[..., None]
+    values = step[..., None] * sub_blocks(codes, 32).astype(np.float32) - below[..., None]
     return join_rows(values.reshape(*blocks.shape, SUPER_BLOCK))
 
 
@@ -213,11 +214,6 @@ def unpack_scales_and_minima(packed: UInt8) -> tuple[UInt8, UInt8]:
     scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=-1)
     minima = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
     return scales, minima
-
-
-def _sub_blocks(values: Blocks, size: int) -> Blocks:
-    """Cut super-blocks: (..., n_blocks, 256) -> (..., n_blocks, 256 / size, size)."""
-    return values.reshape(*values.shape[:-1], SUPER_BLOCK // size, size)
 
 
 def pack_pairs(codes: UInt8) -> UInt8:

@@ -96,7 +96,7 @@ def quantize_iq2_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     found = _search(x, importance, IQ2_XS)
     d, scale_codes = _four_bit_codes(found.scales)
     words = found.points.astype(np.uint16) | found.signs.astype(np.uint16) << np.uint16(9)
-    return _clear_empty(pack("IQ2_XS", d=d, qs=words, scales=pack_pairs(scale_codes)), d)
+    return _clear_empty(pack("IQ2_XS", d=d, qs=words, scales=pack_neighbours(scale_codes)), d)
 
 
 @quiet
@@ -113,7 +113,7 @@ def quantize_iq2_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     low = np.concatenate([found.points.astype(np.uint8), found.signs], axis=-1)
     high = (found.points >> 8).astype(np.uint8).reshape(*d.shape, 8, 4) << np.array([0, 2, 4, 6], np.uint8)
     qh = np.bitwise_or.reduce(high, axis=-1)
-    return pack("IQ2_S", d=d * np.float32(0.9875), qs=low, qh=qh, scales=pack_pairs(scale_codes))
+    return pack("IQ2_S", d=d * np.float32(0.9875), qs=low, qh=qh, scales=pack_neighbours(scale_codes))
 
 
 @quiet
@@ -156,7 +156,7 @@ def quantize_iq3_s(x: Float32, importance: ArrayLike | None = None) -> Blocks:
         qs=np.take_along_axis(low, order, axis=-2).reshape(*d.shape, 64),
         qh=np.packbits(high, axis=-1, bitorder="little")[..., 0],
         signs=np.take_along_axis(signs, order, axis=-2).reshape(*d.shape, 32),
-        scales=pack_pairs(scale_codes),
+        scales=pack_neighbours(scale_codes),
     )
 
 
@@ -171,7 +171,7 @@ def dequantize_iq2_xxs(blocks: Blocks) -> Float32:
 def dequantize_iq2_xs(blocks: Blocks) -> Float32:
     """Weight = d (scale + 1/2) / 4 * point * sign: (..., n_blocks) IQ2_XS -> (..., n) float32."""
     signs = _with_even_sign((blocks["qs"] >> 9).astype(np.uint8))
-    step = _half_steps(blocks, unpack_pairs(blocks["scales"]), 0.25)
+    step = _half_steps(blocks, unpack_neighbours(blocks["scales"]), 0.25)
     return _values(blocks, "IQ2_XS", step, blocks["qs"] & 511, signs)
 
 
@@ -179,7 +179,7 @@ def dequantize_iq2_s(blocks: Blocks) -> Float32:
     """Weight = d (scale + 1/2) / 4 * point * sign: (..., n_blocks) IQ2_S -> (..., n) float32."""
     high = blocks["qh"][..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3  # (..., 8, 4)
     indices = blocks["qs"][..., :32] | high.reshape(*blocks.shape, 32).astype(np.uint16) << 8
-    step = _half_steps(blocks, unpack_pairs(blocks["scales"]), 0.25)
+    step = _half_steps(blocks, unpack_neighbours(blocks["scales"]), 0.25)
     return _values(blocks, "IQ2_S", step, indices, blocks["qs"][..., 32:])
 
 
@@ -193,7 +193,7 @@ def dequantize_iq3_xxs(blocks: Blocks) -> Float32:
 def dequantize_iq3_s(blocks: Blocks) -> Float32:
     """Weight = d (2 scale + 1) * point * sign: (..., n_blocks) IQ3_S -> (..., n) float32."""
     high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little").astype(np.uint16)  # (..., 64)
-    scales = unpack_pairs(blocks["scales"]).astype(np.float32)
+    scales = unpack_neighbours(blocks["scales"]).astype(np.float32)
     step = blocks["d"].astype(np.float32)[..., None] * (np.float32(2) * scales + np.float32(1))
     return _values(blocks, "IQ3_S", step, blocks["qs"] | high << 8, blocks["signs"])
 
@@ -401,13 +401,13 @@ def as_words(words: NDArray[np.uint32], dtype: str) -> Blocks:
     return np.ascontiguousarray(words.astype("<u4")).view(dtype)
 
 
-def pack_pairs(codes: UInt8) -> UInt8:
+def pack_neighbours(codes: UInt8) -> UInt8:
     """Two 4-bit numbers in a byte, the first lower: (..., 2 k) -> (..., k)."""
     return np.asarray(codes[..., ::2] | codes[..., 1::2] << 4)
 
 
-def unpack_pairs(packed: UInt8) -> UInt8:
-    """Undo `pack_pairs`: (..., k) -> (..., 2 k)."""
+def unpack_neighbours(packed: UInt8) -> UInt8:
+    """Undo `pack_neighbours`: (..., k) -> (..., 2 k)."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 

@@ -19,6 +19,7 @@ from phicourse.quantize.blocks import (
     join_rows,
     pack,
     split_rows,
+    sub_blocks,
     to_columns,
 )
 from phicourse.quantize.error_weights import error_weights
@@ -34,7 +35,7 @@ from phicourse.quantize.scale_search import (
     symmetric_search,
 )
 
-SUPER_BLOCK, SUB_BLOCKS, SIZE = 256, 16, 16
+SUPER_BLOCK, SIZE = 256, 16
 
 
 @quiet
@@ -47,7 +48,7 @@ def quantize_q2_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
     blocks = split_rows(x, SUPER_BLOCK, "Q2_K")  # (..., n_blocks, 256)
-    weights = _sub_blocks(blocks)  # (..., n_blocks, 16, 16)
+    weights = sub_blocks(blocks, SIZE)  # (..., n_blocks, 16, 16)
     columns = to_columns(weights)  # (16, count)
     if importance is None:
         found = affine_search(columns, np.abs(columns), 3, Trials(-0.5, 0.1, 15), absolute=True)  # step 1
@@ -55,7 +56,7 @@ def quantize_q2_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
         d, scale_codes = _four_bit_codes(scales)  # step 2
         dmin, minimum_codes = _four_bit_codes(minima)
     else:
-        counts = _sub_blocks(error_weights(blocks, importance, 1, "Q2_K"))  # (..., n_blocks, 16, 16)
+        counts = sub_blocks(error_weights(blocks, importance, 1, "Q2_K"), SIZE)  # (..., n_blocks, 16, 16)
         found = affine_search(columns, to_columns(counts), 3, FINE_TRIALS)
         scales, minima = scales_and_minima(found, weights.shape[:-1])
         d, scale_codes = searched_codes(scales, sum_last(counts), 15)
@@ -80,13 +81,13 @@ def quantize_q3_k(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
     blocks = split_rows(x, SUPER_BLOCK, "Q3_K")  # (..., n_blocks, 256)
-    weights = _sub_blocks(blocks)  # (..., n_blocks, 16, 16)
+    weights = sub_blocks(blocks, SIZE)  # (..., n_blocks, 16, 16)
     columns = to_columns(weights)  # (16, count)
     if importance is None:
         found = symmetric_descent(columns, columns * columns, 4)  # step 1
         d, scale_codes = _six_bit_codes(found.scale.reshape(weights.shape[:-1]))  # step 2
     else:
-        counts = _sub_blocks(error_weights(blocks, importance, 2, "Q3_K"))  # (..., n_blocks, 16, 16)
+        counts = sub_blocks(error_weights(blocks, importance, 2, "Q3_K"), SIZE)  # (..., n_blocks, 16, 16)
         found = symmetric_search(columns, to_columns(counts), 4)
         scales = found.scale.reshape(weights.shape[:-1])  # (..., n_blocks, 16)
         of_scales = symmetric_search(to_columns(scales), to_columns(sum_last(counts)), 32)
@@ -105,7 +106,7 @@ def dequantize_q2_k(blocks: Blocks) -> Float32:
     """Weight = d * scale * code - dmin * minimum: (..., n_blocks) Q2_K -> (..., n) float32."""
     step = _float(blocks["d"])[..., None] * _float(blocks["scales"] & 15)  # (..., n_blocks, 16)
     below = _float(blocks["dmin"])[..., None] * _float(blocks["scales"] >> 4)
-    codes = _float(_sub_blocks(unpack_two_bits(blocks["qs"])))  # (..., n_blocks, 16, 16)
+    codes = _float(sub_blocks(unpack_two_bits(blocks["qs"]), SIZE))  # (..., n_blocks, 16, 16)
     return join_rows((step[..., None] * codes - below[..., None]).reshape(*blocks.shape, SUPER_BLOCK))
 
 
@@ -113,7 +114,7 @@ def dequantize_q3_k(blocks: Blocks) -> Float32:
     """Weight = d * (scale - 32) * (code - 4): (..., n_blocks) Q3_K -> (..., n) float32."""
     step = _float(blocks["d"])[..., None] * _float(unpack_signed_scales(blocks["scales"]))
     codes = unpack_two_bits(blocks["qs"]) | unpack_third_bits(blocks["hmask"])
-    values = step[..., None] * (_float(_sub_blocks(codes)) - np.float32(4))  # (..., n_blocks, 16, 16)
+    values = step[..., None] * (_float(sub_blocks(codes, SIZE)) - np.float32(4))  # (..., n_blocks, 16, 16)
     return join_rows(values.reshape(*blocks.shape, SUPER_BLOCK))
 
 
@@ -208,11 +209,6 @@ def unpack_third_bits(packed: UInt8) -> UInt8:
     """Undo `pack_third_bits`: (..., 32) -> 0 or 4 for each weight, (..., 256)."""
     bits = np.unpackbits(packed[..., None, :], axis=-2, bitorder="little")  # (..., 8, 32)
     return np.asarray(bits << 2).reshape(*packed.shape[:-1], SUPER_BLOCK)
-
-
-def _sub_blocks(values: NDArray[Any]) -> NDArray[Any]:
-    """Cut super-blocks: (..., n_blocks, 256) -> (..., n_blocks, 16, 16)."""
-    return values.reshape(*values.shape[:-1], SUB_BLOCKS, SIZE)
 
 
 def _flat(codes: NDArray[Any]) -> UInt8:

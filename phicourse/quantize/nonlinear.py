@@ -17,6 +17,7 @@ from phicourse.quantize.blocks import (
     pack,
     pack_nibbles,
     split_rows,
+    sub_blocks,
     to_columns,
     unpack_nibbles,
 )
@@ -55,8 +56,10 @@ def quantize_iq4_xs(x: Float32, importance: ArrayLike | None = None) -> Blocks:
     raises      QuantizeError where 256 does not divide n, or the importance does not fit
     """
     blocks = split_rows(x, SUPER_BLOCK, "IQ4_XS")  # (..., n_blocks, 256)
-    weights = _sub_blocks(blocks)  # (..., n_blocks, 8, 32)
-    scales = _search(weights, _sub_blocks(_error_weights(blocks, importance, "IQ4_XS")))  # (..., n_blocks, 8)
+    weights = sub_blocks(blocks, BLOCK)  # (..., n_blocks, 8, 32)
+    scales = _search(
+        weights, sub_blocks(_error_weights(blocks, importance, "IQ4_XS"), BLOCK)
+    )  # (..., n_blocks, 8)
     d = -signed_peak(scales, axis=-1) / np.float32(32)
     scale_codes = np.clip(nearest_int(reciprocal(d)[..., None] * scales), -32, 31)
     step = d[..., None] * scale_codes.astype(np.float32)  # with d as it was before float16
@@ -125,8 +128,3 @@ def unpack_scales(high: Blocks, low: UInt8) -> UInt8:
     four = np.stack([low & 15, low >> 4], axis=-1).reshape(*low.shape[:-1], 8)
     two = (high[..., None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
     return np.asarray(four | two << 4)
-
-
-def _sub_blocks(values: Float32) -> Float32:
-    """Cut super-blocks: (..., n_blocks, 256) -> (..., n_blocks, 8, 32)."""
-    return values.reshape(*values.shape[:-1], SUPER_BLOCK // BLOCK, BLOCK)

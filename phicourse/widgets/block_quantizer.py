@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from phicourse.demo import N_CANDIDATES, softmax
+from phicourse.demo import N_CANDIDATES
 from phicourse.evaluate.what_if import matrix_names, replaced_weights, weights_of
 from phicourse.generate import LLM
+from phicourse.generate.sampling import probabilities
 from phicourse.plots.block import draw_block, draw_error_map
 from phicourse.plots.next_token import draw_next_tokens
 from phicourse.plots.style import Picture
@@ -115,10 +116,10 @@ class BlockQuantizer:
         return Choice(round(float(scales[j]), 2), round(float(shifts[i]), 2))
 
     @cached_property
-    def _before(self) -> tuple[list[int], Float32]:
+    def _before(self) -> tuple[list[int], NDArray[np.float64]]:
         """The ids of the prompt, and what the model expects behind it: (vocab,)."""
         ids = self.model.tokenize("", special=True) + self.model.tokenize(self.prompt)
-        return ids, softmax(self.model.logits(ids)[-1])
+        return ids, probabilities(self.model.logits(ids)[-1])
 
     def tensors(self) -> list[str]:
         """The names of the matrices that get the choice."""
@@ -131,7 +132,7 @@ class BlockQuantizer:
         """The likeliest next tokens of the model as it is, and what it gives them with the choice."""
         ids, before = self._before
         with replaced_weights(self.model, {name: self._squeezed(name) for name in self.tensors()}):
-            after = softmax(self.model.logits(ids)[-1])
+            after = probabilities(self.model.logits(ids)[-1])
         shown = np.argsort(-before)[:N_CANDIDATES]
         tokens = [self.model.detokenize([int(id)], special=True) for id in shown]
         return tokens, {"as it is": before[shown].tolist(), "your choice": after[shown].tolist()}

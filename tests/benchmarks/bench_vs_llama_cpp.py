@@ -37,17 +37,23 @@ from phicourse.gguf.layers import Tensor
 from phicourse.quantize import MIXES, quantize_rows
 
 N_PROMPT, N_GEN = 512, 128
+ROOM = 1024  # tokens of context behind a text, enough for the prompt or the generation
 DIFFERENT_ROWS = 32  # that are quantized, which is slow for some types, and repeated
 Q4_K_M_FILE_TYPE = 15
 
 
-def make_checkpoint(layers: int) -> Path:
-    """A checkpoint of a random Phi in BF16: 12.6 million weights a layer."""
-    folder = FOLDER / f"random-{layers}"
+def make_checkpoint(layers: int, depth: int) -> Path:
+    """A checkpoint of a random Phi in BF16: 12.6 million weights a layer.
+
+    Half of its context has room behind `depth` tokens. In that half LongRoPE has its short factors, whoever asks:
+    llama.cpp goes by the context that it is to have, we by the text.
+    """
+    context = 2 * (depth + ROOM)
+    folder = FOLDER / f"random-{layers}-{context}"
     if not (folder / "model.safetensors").exists():
         say(f"making {folder.name} …")
         tokenizer = REPOSITORY / "data" / "phi-tiny"
-        write_random_phi(folder, tokenizer, hidden=1024, layers=layers, ffn=3072, context=2048)
+        write_random_phi(folder, tokenizer, hidden=1024, layers=layers, ffn=3072, context=context)
     return folder
 
 
@@ -153,7 +159,7 @@ def bench_quantize(f16: Path, threads: int, repetitions: int) -> tuple[Row, Path
 
 def bench_forward(path: Path, threads: int, repetitions: int, depth: int = 0) -> list[Row]:
     """Prompt and generation with both: the prompt from an empty cache, generation behind `depth` tokens."""
-    file, n_ctx = GGUFFile.open(path), depth + 1024
+    file, n_ctx = GGUFFile.open(path), depth + ROOM
     native, llama = NativeBackend(file, n_ctx, threads), Llama(path, n_ctx, threads)
     rng = np.random.default_rng(1)
     ids = rng.integers(0, native.config.vocab_size, N_PROMPT).astype(np.int32)
@@ -192,17 +198,19 @@ def bench_forward(path: Path, threads: int, repetitions: int, depth: int = 0) ->
     return [prompt, generation]
 
 
-def compare_with_machine(path: Path, rows: list[Row], threads: int) -> dict:
+def compare_with_machine(path: Path, rows: list[Row], threads: int, depth: int) -> dict:
     """Print how near both come to this machine's limits, measured now, and draw it; give what was printed."""
     say("measuring the machine …")
     machine, file = measure_machine(threads), GGUFFile.open(path)
     config = config_from_gguf(file)
     tensors = [Tensor(t.name, t.shape, t.type.name, t.nbytes) for t in file.tensors.values()]
     series: dict[str, list[Rate]] = {"phicourse": [], "llama.cpp": []}
-    for row, test, calls in zip(
-        rows, (f"pp{N_PROMPT}", f"tg{N_GEN}"), ([N_PROMPT], [1] * N_GEN), strict=True
-    ):
-        work = work_of(config, tensors, "F16", calls)
+    tests = (
+        (f"pp{N_PROMPT}", [N_PROMPT], 0),
+        (f"tg{N_GEN}" + f" @ d{depth}" * (depth > 0), [1] * N_GEN, depth),
+    )
+    for row, (test, calls, behind) in zip(rows, tests, strict=True):
+        work = work_of(config, tensors, "F16", calls, behind)
         for (name, rates), speed in zip(series.items(), row.speeds, strict=True):
             rates.append(rate(Measurement(test, speed, 0, threads, name, len(row.ours)), sum(calls), work))
             print(f"{name:10s} {test:6s} {rates[-1].line(machine)}")
@@ -226,8 +234,8 @@ def read_once(name: str, path: Path, threads: int) -> None:
     if name == "nothing":
         return
     ids = np.random.default_rng(1).integers(0, 2000, N_PROMPT).astype(np.int32)
-    native = NativeBackend(GGUFFile.open(path), 1024, threads) if name == "phicourse" else None
-    llama = Llama(path, 1024, threads) if name == "llama.cpp" else None
+    native = NativeBackend(GGUFFile.open(path), ROOM, threads) if name == "phicourse" else None
+    llama = Llama(path, ROOM, threads) if name == "llama.cpp" else None
     for part in (ids, *(ids[i : i + 1] for i in range(8))):
         if native is not None:
             native.forward(part, False)
@@ -241,10 +249,10 @@ def compare_memory(path: Path, threads: int) -> dict[str, int]:
     script = [sys.executable, str(Path(__file__).resolve()), "--threads", str(threads)]
     most = {name: run([*script, "--memory-of", name, str(path)]) for name in MEMORY_OF}
     file = GGUFFile.open(path)
-    needed = file.size + kv_cache_bytes(config_from_gguf(file), 1024)
+    needed = file.size + kv_cache_bytes(config_from_gguf(file), ROOM)
     taken = {name: most[name] - most["nothing"] for name in MEMORY_OF[1:]}
     parts = (f"{name} {n / 1e6:.0f} MB ({n / needed:.2f}×)" for name, n in taken.items())
-    print(f"peak memory: {', '.join(parts)}; file and cache of 1,024 tokens are {needed / 1e6:.0f} MB")
+    print(f"peak memory: {', '.join(parts)}; file and cache of {ROOM:,} tokens are {needed / 1e6:.0f} MB")
     return taken
 
 
@@ -315,14 +323,16 @@ def main() -> None:
             args.types.upper().split(","), args.layers or 4, args.threads, args.repetitions, args.depth
         )
         return
-    converted, f16 = bench_convert(make_checkpoint(args.layers or 16), args.converter, args.repetitions)
+    converted, f16 = bench_convert(
+        make_checkpoint(args.layers or 16, args.depth), args.converter, args.repetitions
+    )
     quantized, q4 = bench_quantize(f16, args.threads, args.repetitions)
     rows = [*converted, quantized, *bench_forward(q4, args.threads, args.repetitions, args.depth)]
     print(
         f"llama-cpp-python {llama_cpp.__version__}, {args.threads} threads, {args.repetitions} repetitions, medians"
     )
     print(HEADER, *rows, sep="\n")
-    limits = compare_with_machine(q4, rows[-2:], args.threads)
+    limits = compare_with_machine(q4, rows[-2:], args.threads, args.depth)
     memory = compare_memory(q4, args.threads)
     if args.json:
         document = {

@@ -13,7 +13,8 @@ import pytest
 from command_line import Phicourse, fails, files, the_line
 from typer.testing import CliRunner
 
-from phicourse.cli import app, one_line
+from phicourse.cli import app
+from phicourse.cli.failures import one_line
 
 
 @pytest.mark.parametrize("verb", ["info", "run", "chat", "tokenize", "bench", "perplexity", "quantize"])

@@ -91,6 +91,7 @@ VERBS = {
     "doctor": ["--json"],
 }
 HEAVY = (
+    "numpy",
     "torch",
     "matplotlib",
     "jinja2",
@@ -115,8 +116,15 @@ def test_help_names_the_options_and_fits_80_columns(verb: str, monkeypatch: pyte
 def test_the_list_of_verbs_is_complete() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "..." not in result.stdout.split("Commands:")[1]  # no sentence is cut
     listed = [line.split()[0] for line in result.stdout.split("Commands:")[1].splitlines() if line.strip()]
     assert listed == list(VERBS)
+
+
+def test_each_verb_has_a_file_of_its_name(repository: Path) -> None:
+    files = {path.stem for path in (repository / "phicourse" / "cli").glob("*.py")}
+    assert files - set(VERBS) == {"__init__", "commands", "failures", "options", "output", "text"}
+    assert set(VERBS) <= files
 
 
 def test_help_imports_nothing_heavy(repository: Path) -> None:
@@ -150,7 +158,7 @@ except SystemExit:
         ["perplexity", "model.gguf"],
         ["bench", "model.gguf", "-r", "0"],
         ["info", "model.gguf", "--no-such-option"],
-        ["convert", "folder", "--split-max-size", "2 GB"],
+        ["convert", "folder", "--split-max-size", "2 G B"],
         ["convert", "folder", "--split-max-tensors", "0"],
         ["convert", "folder", "--model-name", ""],
         ["split", "model.gguf", "--split-max-size", "0"],
@@ -217,7 +225,7 @@ def test_version() -> None:
 
 
 def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
-    from phicourse.cli import print_json
+    from phicourse.cli.output import print_json
 
     print_json({"a": [1.5, float("inf")], "b": {"c": float("nan")}, "d": (float("-inf"), "x")})
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None], "b": {"c": None}, "d": [None, "x"]}

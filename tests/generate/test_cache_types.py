@@ -68,7 +68,7 @@ def test_a_cache_that_does_not_fit_is_told_before_it_is_taken(
 ) -> None:
     monkeypatch.setattr(cache_size, "available_memory", lambda: 1_000_000)
     with pytest.raises(
-        GenerateError, match=r"of 512 tokens need 0\.\d GB as F16, 0\.0 GB of memory are free: ask for"
+        GenerateError, match=r"of 512 tokens need \S+ MB as F16, 1\.00 MB of memory are free: ask for"
     ):
         phicourse.load(gguf, n_ctx=512)
     monkeypatch.setattr(cache_size, "available_memory", lambda: None)

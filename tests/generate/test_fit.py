@@ -20,7 +20,6 @@ from phicourse.generate.cache_size import CACHE_TYPES, engine_work_bytes
 from phicourse.generate.fit import DRIVER_BYTES, FitReport, gpu_use, machine_use, plan_memory
 from phicourse.generate.split import Split, torch_work_bytes
 from phicourse.gguf import GGUFFile
-from phicourse.memory import memory_text, parse_memory
 
 MB, GB = 10**6, 10**9
 
@@ -246,27 +245,6 @@ def test_what_cannot_be_planned(tiny: Path, phi_tiny: Path) -> None:
     assert "does not fit" in fails(1, tiny, "--memory", "1MB", "--ram", "1MB")
     assert "1 to 2,048" in fails(1, tiny, "--memory", "6GB", "--ctx", "5000")
     assert "F16" in fails(1, tiny, "--memory", "6GB", "--cache-type", "q9")
-
-
-def test_amounts_of_memory() -> None:
-    for text, n_bytes in (
-        ("6GB", 6 * GB),
-        ("6 gib", 6 << 30),
-        ("1.5G", 1_500_000_000),
-        ("800m", 800 * MB),
-        ("123", 123),
-        ("0", 0),
-    ):
-        assert parse_memory(text) == n_bytes
-    for n_bytes, text in (
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (99_960, "100 kB"),
-        (6 * GB, "6.00 GB"),
-    ):
-        assert memory_text(n_bytes) == text
-    assert memory_text(999_500_000) == "1.00 GB"
 
 
 def test_an_engine_alone_needs_no_torch_to_plan(tiny: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from phicourse.errors import GGUFError
-from phicourse.gguf import GGUFFile, GGUFWriter, ValueType, merge, parse_size, reshard, split
+from phicourse.gguf import GGUFFile, GGUFWriter, ValueType, merge, reshard, split
 from phicourse.gguf.shards import Split, shard_path
 
 V = ValueType
@@ -159,20 +159,6 @@ def test_more_files_than_a_set_can_number() -> None:
     assert len(Split(max_tensors=1).counts([1] * 65_535)) == 65_535
     with pytest.raises(GGUFError, match="65,536 files are too many"):
         Split(max_tensors=1).counts([1] * 65_536)
-
-
-@pytest.mark.parametrize(
-    ("text", "n_bytes"),
-    [("2G", 2_000_000_000), ("500M", 500_000_000), ("3k", 3000), (" 12 ", 12), ("007M", 7_000_000)],
-)
-def test_sizes(text: str, n_bytes: int) -> None:
-    assert parse_size(text) == n_bytes
-
-
-@pytest.mark.parametrize("text", ["", "0", "0G", "-1M", "1.5G", "2GB", "2GiB", "٣M", "1e9", "M", "9" * 99])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(GGUFError, match="is no size of a file: give a number and K, M or G"):
-        parse_size(text)
 
 
 def test_a_set_is_cut_anew_and_keeps_its_alignment(whole: Path, tmp_path: Path) -> None:
