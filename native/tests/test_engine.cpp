@@ -777,6 +777,32 @@ static void test_interrupt() {
                last_rows(fresh(model, {tokens.begin(), tokens.begin() + 50}), 30, config), "after an interrupt");
 }
 
+// A batch of a large model takes seconds, so it can be stopped between two layers.
+static void test_interrupt_within_a_batch() {
+    Config config = small_config();
+    config.n_layers = 3;
+    const Model model(config);
+    const Tokens tokens = random_tokens(100, config);
+    const std::span<const int32_t> all(tokens);
+    Engine engine(config, model.tensors, 200, 2);
+    forward(engine, all.first(20));
+    int calls = 0;
+    Floats logits(config.vocab_size);
+    const auto count = [&] { ++calls; };
+    const auto stop = [&] {
+        if (++calls == 2) throw std::runtime_error("stop");
+    };
+    check_throws<std::runtime_error>([&] { engine.forward(all.subspan(20), false, logits.data(), stop); }, "stop");
+    check(engine.position() == 20 && calls == 2, "position after an interrupt within a batch");
+    calls = 0;
+    engine.forward(all.subspan(20, 40), false, logits.data(), count);
+    check(calls == 2, "between three layers");
+    check_same(forward(engine, all.subspan(60)), last_rows(fresh(model, tokens), 40, config), "after it");
+    calls = 0;
+    engine.forward(all.first(1), false, logits.data(), count);
+    check(calls == 0, "a token is not interrupted");
+}
+
 // An interrupt while everything is computed anew with the long factors: what is missing is made up for later.
 static void test_interrupt_at_the_switch() {
     Config config = longrope_config();
@@ -908,6 +934,7 @@ int main() {
     test_router();
     test_input_squares();
     test_interrupt();
+    test_interrupt_within_a_batch();
     test_interrupt_at_the_switch();
     test_refusals();
     test_bad_calls();

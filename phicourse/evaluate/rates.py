@@ -48,10 +48,10 @@ class Machine:
         return max(self.products.values())
 
     def __str__(self) -> str:
-        products = ", ".join(f"{speed / 1e9:.0f} with {name}" for name, speed in self.products.items())
+        products = ", ".join(f"{speed / 1e9:.3g} with {name}" for name, speed in self.products.items())
         return (
-            f"at best {self.bandwidth / 1e9:.1f} GB/s from memory; "
-            f"G multiply-adds/s in a product alone: {products}"
+            f"this machine at best reads {self.bandwidth / 1e9:.3g} GB/s from memory,\n"
+            f"and a product alone does {products}, in G multiply-adds/s"
         )
 
 
@@ -154,11 +154,11 @@ class Rate:
         }
 
     def line(self, machine: Machine) -> str:
-        """One line for people, beside the limits."""
+        """One line for people, beside the limits; three digits, for small models are far below a billion a second."""
         adds, n_bytes = self.multiply_adds_per_second, self.bytes_per_second
         return (
-            f"{adds / 1e9:.1f} G multiply-adds/s ({adds / machine.peak:.0%} of a product alone), "
-            f"{n_bytes / 1e9:.1f} GB/s ({n_bytes / machine.bandwidth:.0%})"
+            f"{adds / 1e9:.3g} G multiply-adds/s ({adds / machine.peak:.0%} of a product alone), "
+            f"{n_bytes / 1e9:.3g} GB/s ({n_bytes / machine.bandwidth:.0%})"
         )
 
 

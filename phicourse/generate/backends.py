@@ -332,7 +332,8 @@ def new_engine(
 ) -> Any:
     """Make a `native.Engine` of some of a file's tensors; the module must be there.
 
-    raises  ModelError where they do not make a Phi, or PHICOURSE_ISA names what cannot run here
+    raises  ModelError where they do not make a Phi, or PHICOURSE_ISA names what cannot run here; GenerateError
+            where there is no memory to work in
     """
     native = native_module()
     assert native is not None
@@ -340,6 +341,11 @@ def new_engine(
         return native.Engine(
             config, engine_tensors(native, file, tensors), n_ctx, threads, cache_type, n_sequences
         )
+    except MemoryError:
+        raise GenerateError(
+            f"{file.path}: there is no memory to read a context of {n_ctx:,} tokens with {threads} "
+            f"thread{'s' * (threads > 1)}: ask for a smaller context (--ctx, n_ctx) or fewer threads"
+        ) from None
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file.path}: {error}") from error
 

@@ -86,10 +86,15 @@ def min_p(logits: Float32Array, p: float) -> Float32Array:
 
 
 def temperature(logits: Float32Array, t: float) -> Float32Array:
-    """Flatten (t > 1) or sharpen (t < 1) the distribution; 0 or less keeps the likeliest token alone."""
-    if t <= 0:
+    """Flatten (t > 1) or sharpen (t < 1) the distribution; 0 or less keeps the likeliest token alone.
+
+    So does a temperature so low that float32 cannot hold the quotients.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        sharpened: Float32Array = logits / np.float32(t)
+    if t <= 0 or not np.isfinite(sharpened.max()):
         return keep_only(logits, np.array([greedy(logits)]))
-    return logits / np.float32(t)
+    return sharpened
 
 
 def greedy(logits: Float32Array) -> int:

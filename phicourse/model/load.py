@@ -20,7 +20,7 @@ from phicourse.convert.streaming import ARCHITECTURES
 from phicourse.errors import ModelError
 from phicourse.gguf import GGUFFile
 from phicourse.model.phi import Phi
-from phicourse.quantize.registry import dequantize_rows
+from phicourse.quantize.registry import DEQUANTIZERS, dequantize_rows
 
 # What a file may have besides weights: the model computes these from its config.
 COMPUTED = ("rotary_emb.inv_freq", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -104,9 +104,11 @@ def load_checkpoint(
 def load_gguf(file: GGUFFile, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Phi:
     """A model with the weights of a GGUF file, which are dequantized.
 
-    raises   ModelError where tensors are missing, left over, or of another shape than the metadata says
+    raises   ModelError where tensors are missing, left over, of another shape than the metadata says, or of a type
+             that stands for no weights
     """
     config = config_from_gguf(file)
+    _check_types(file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     read = partial(_read_gguf, file)
     return _fill(config, gguf_places(config), shapes, read, dtype, device, str(file.path))
@@ -122,6 +124,7 @@ def load_first_layers(
     raises   ModelError as `load_gguf`, for all tensors of the file
     """
     config = config_from_gguf(file)
+    _check_types(file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
 
     def is_wanted(parameter: str) -> bool:
@@ -139,6 +142,15 @@ def load_first_layers(
     )
     model.model.layers = model.model.layers[:n_layers]
     return model
+
+
+def _check_types(file: GGUFFile) -> None:
+    for tensor in file.tensors.values():
+        if tensor.type.name not in DEQUANTIZERS:
+            raise ModelError(
+                f"{file.path}: {tensor.name} is {tensor.type.name}, which is no type of weights; these are "
+                f"{', '.join(DEQUANTIZERS)}"
+            )
 
 
 def _read_gguf(file: GGUFFile, place: Place) -> NDArray[np.float32]:

@@ -80,6 +80,7 @@ def test_rates_are_work_over_time() -> None:
     assert measured.bytes_per_second == pytest.approx(2 * work.bytes_read)
     machine = Machine(1, 4 * work.bytes_read, {"Q4_K": 20.0 * work.multiply_adds, "F32": 1.0})
     assert "(10% of a product alone)" in measured.line(machine) and "(50%)" in measured.line(machine)
+    assert not measured.line(machine).startswith("0 ")  # 0.0002 G multiply-adds/s
     axes = draw_rates(machine, {"phicourse": [measured]}).axes[0]
     texts = {text.get_text() for text in axes.texts}
     assert {"tg4", "Q4_K, product alone", "F32, product alone", "memory"} == texts
@@ -113,7 +114,8 @@ def test_the_verb_says_and_draws_it(tiny: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(rates, "measure_machine", lambda threads: Machine(threads, 1e10, {"Q4_K": 1e11}))
     picture = tmp_path / "roof.png"
     text = bench(tiny, "--plot", picture)
-    assert "G multiply-adds/s (" in text and "at best 10.0 GB/s from memory" in text
+    assert "G multiply-adds/s (" in text and "at best reads 10 GB/s from memory" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "--force" in bench(tiny, "--plot", picture, code=1)
     for entry in json.loads(bench(tiny, "--json")):

@@ -75,6 +75,17 @@ def test_a_cache_that_does_not_fit_is_told_before_it_is_taken(
     assert phicourse.load(gguf, n_ctx=512).n_ctx == 512
 
 
+def test_no_memory_to_work_in_is_told_in_a_line(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(*arguments: object) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(backends.native_module(), "Engine", engine)
+    with pytest.raises(
+        GenerateError, match=r"no memory to read a context of 64 tokens with 2 threads: ask for"
+    ):
+        phicourse.load(gguf, n_ctx=64, threads=2)
+
+
 def test_an_unknown_type_is_refused(gguf: Path) -> None:
     with pytest.raises(GenerateError, match="unknown cache type 'q5_0'; known are F16, BF16"):
         phicourse.load(gguf, cache_type="q5_0")

@@ -159,6 +159,31 @@ def test_what_an_interrupt_leaves_behind_is_not_used(random: Path, monkeypatch: 
     )
 
 
+def test_an_interrupt_while_all_is_read_again(random: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C behind LongRoPE's switch: PyTorch has the first batch with the new factors, the engine nothing."""
+    monkeypatch.setattr(hybrid, "BATCH", 16)
+    backend = HybridBackend(GGUFFile.open(random), 2)
+    expected = fresh(backend, IDS[: SWITCH + 1])
+    backend.truncate(0)
+    backend.forward(np.array(IDS[:SWITCH], np.int32), False)
+    engine = backend._engine
+
+    class Interrupting:
+        position = property(lambda self: engine.position)
+        truncate = staticmethod(engine.truncate)
+
+        def forward_hidden(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend, "_engine", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        backend.forward(np.array([IDS[SWITCH]], np.int32), False)
+    monkeypatch.setattr(backend, "_engine", engine)
+    assert (backend.position, backend._layers.cache.length, engine.position) == (SWITCH, 16, 0)
+    again = backend.forward(np.array([IDS[SWITCH]], np.int32), False)[0]
+    np.testing.assert_allclose(again, expected, rtol=0, atol=1e-3)
+
+
 def test_chat_reuses_the_prefix(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [{"role": "user", "content": "Tell me a story about a dog."}]
     more = [{"role": "assistant", "content": "No."}, {"role": "user", "content": "Why not?"}]

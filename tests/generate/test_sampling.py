@@ -72,6 +72,15 @@ def test_temperature_divides_and_zero_leaves_one() -> None:
     assert kept(temperature(LOGITS, -1)) == [1]
 
 
+@pytest.mark.parametrize("t", [1e-45, 1e-40, 1e-300])
+def test_a_temperature_so_low_that_quotients_overflow_is_zero(t: float) -> None:
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        for logits in (LOGITS, -LOGITS, np.float32([0, -1, -2]), np.float32([3e38, 1, 2])):
+            assert kept(temperature(logits, t)) == [greedy(logits)]
+    assert Sampler(temperature=t, seed=1).sample(LOGITS) == 1
+    assert Sampler(temperature=0.5, seed=1).sample(np.float32([1, 3e38])) == 1
+
+
 def test_repetition_penalty_moves_both_signs_down_and_counts_once() -> None:
     logits = np.array([2.0, -2.0, 0.0, 1.0], np.float32)
     np.testing.assert_array_equal(repetition_penalty(logits, [0, 1, 1, 2], 2.0), np.float32([1, -4, 0, 1]))

@@ -10,6 +10,7 @@ namespace phi {
 namespace {
 
 constexpr int64_t batch_tokens = 512; // of a long prompt at once: weights are unpacked once for all of them
+constexpr int long_batch = 32;        // tokens, from which on a batch can be stopped between two layers
 constexpr int max_threads = 1024, max_sequences = 1024;
 
 int64_t checked_n_ctx(const Config &config, int64_t n_ctx) {
@@ -49,14 +50,13 @@ Engine::Engine(const Config &config, const Tensors &tensors, int64_t n_ctx, int 
       gated_(max_batch_ * config.feed_forward_passes(), config.ffn_size), qkv_(max_batch_ * config.qkv_size()),
       branch_(max_batch_ * config.hidden_size), up_(max_batch_ * config.feed_forward_passes() * config.up_size()),
       cosines_(max_batch_ * rope_.pairs()), sines_(max_batch_ * rope_.pairs()),
-      handed_out_(config.has_experts() ? max_batch_ * config.n_experts_used : 0, config.hidden_size) {
+      max_slots_(config.has_experts() ? max_batch_ * config.n_experts_used : 0),
+      router_scores_(config.has_experts() ? max_batch_ * config.n_experts : 0), picks_(max_slots_),
+      handed_out_(max_slots_, config.hidden_size), answers_(max_slots_ * config.hidden_size) {
     for (int thread = 0; thread < threads; ++thread)
         scratch_.emplace_back(scratch_bytes(config, sequences_[0].cache().format()));
     if (!config.has_experts()) return;
-    router_scores_.resize(max_batch_ * config.n_experts);
-    picks_.resize(max_batch_ * config.n_experts_used);
     first_slot_.resize(config.n_experts + 1);
-    answers_.resize(max_batch_ * config.n_experts_used * config.hidden_size);
     up_products_.reserve(2 * config.n_experts);
     down_products_.reserve(config.n_experts);
 }
@@ -65,7 +65,7 @@ size_t Engine::work_bytes() const {
     size_t bytes = picks_.size() * sizeof(Pick);
     for (const Vectors *vectors : {&residual_, &normed_, &attended_, &gated_, &handed_out_}) bytes += vectors->bytes();
     for (const auto *floats : {&qkv_, &branch_, &up_, &cosines_, &sines_, &router_scores_, &answers_})
-        bytes += floats->size() * sizeof(float);
+        bytes += floats->bytes();
     for (const auto &scratch : scratch_) bytes += scratch.bytes();
     return bytes;
 }
@@ -103,13 +103,13 @@ void Engine::check_tokens(const Reading &reading) const {
 }
 
 void Engine::forward(std::span<const int32_t> tokens, bool all_logits, float *logits,
-                     const std::function<void()> &between_batches) {
+                     const std::function<void()> &may_stop) {
     const Reading reading{0, tokens};
-    forward({&reading, 1}, all_logits, logits, between_batches);
+    forward({&reading, 1}, all_logits, logits, may_stop);
 }
 
 void Engine::forward(std::span<const Reading> readings, bool all_logits, float *logits,
-                     const std::function<void()> &between_batches) {
+                     const std::function<void()> &may_stop) {
     check_readings(readings);
     std::vector<Growth> growths;
     for (const auto &[number, tokens] : readings) {
@@ -121,7 +121,7 @@ void Engine::forward(std::span<const Reading> readings, bool all_logits, float *
             sequences_[number].append(tokens);
             sequences_[number].choose_factors(rope_.uses_long_factors(position(number)));
         }
-        extend(growths, logits, between_batches);
+        extend(growths, logits, may_stop);
     } catch (...) {
         for (const Growth &growth : growths) growth.sequence->truncate(growth.first);
         throw;
@@ -129,7 +129,7 @@ void Engine::forward(std::span<const Reading> readings, bool all_logits, float *
 }
 
 void Engine::forward_hidden(std::span<const float> hidden, int64_t n_logits, int64_t text_length, float *logits,
-                            const std::function<void()> &between_batches) {
+                            const std::function<void()> &may_stop) {
     using namespace detail;
     const int64_t before = position(), n = static_cast<int64_t>(hidden.size()) / config_.hidden_size;
     require(config_.first_layer > 0, "this engine begins with the embedding and takes tokens");
@@ -145,21 +145,21 @@ void Engine::forward_hidden(std::span<const float> hidden, int64_t n_logits, int
     try {
         sequence.append(std::vector<int32_t>(n)); // tokens that nobody knows here
         sequence.choose_factors(use_long);
-        extend({&growth, 1}, logits, between_batches);
+        extend({&growth, 1}, logits, may_stop);
     } catch (...) {
         sequence.truncate(before);
         throw;
     }
 }
 
-InputSquares Engine::input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches) {
+InputSquares Engine::input_squares(std::span<const int32_t> tokens, const std::function<void()> &may_stop) {
     truncate(0);
     std::vector<float> logits(config_.vocab_size);
     InputSquares named;
     try {
         for (const auto &[name, matrices] : weights_.multiplied)
             for (const Matrix &matrix : matrices) squares_[matrix.data].sums.resize(matrix.cols);
-        forward(tokens, false, logits.data(), between_batches);
+        forward(tokens, false, logits.data(), may_stop);
         for (const auto &[name, matrices] : weights_.multiplied)
             for (const Matrix &matrix : matrices) {
                 const MatrixSquares &squares = squares_.at(matrix.data);
@@ -189,13 +189,13 @@ void Engine::copy(int64_t source, int64_t target, int64_t length) {
 }
 
 // Computes all of the texts that is not in the caches.
-void Engine::extend(std::span<const Growth> growths, float *logits, const std::function<void()> &between_batches) {
+void Engine::extend(std::span<const Growth> growths, float *logits, const std::function<void()> &may_stop) {
     for (Batch batch = next_batch(growths); batch.size() > 0;) {
-        run_batch(batch, logits);
+        run_batch(batch, logits, may_stop);
         logits += batch.wanted.size() * config_.vocab_size;
         for (const Place &place : batch.places) place.sequence->set_cached(place.position + 1);
         batch = next_batch(growths);
-        if (between_batches && batch.size() > 0) between_batches();
+        if (may_stop && batch.size() > 0) may_stop();
     }
 }
 
@@ -240,15 +240,23 @@ void Engine::begin_batch(const Batch &batch) {
     }
 }
 
-void Engine::run_batch(const Batch &batch, float *logits) {
+// All layers are one task of the threads. A long batch takes seconds: there each layer is one, and the caller may stop
+// between them. What the layers before have stored for it is not counted as cached, and written again.
+void Engine::run_batch(const Batch &batch, float *logits, const std::function<void()> &may_stop) {
     begin_batch(batch);
-    const int64_t n_layers = config_.own_layers();
-    pool_.run([&](int thread) {
-        void *scratch = scratch_[thread].data();
-        if (n_layers > 0) norm(weights_.layers[0].attention_norm, batch);
-        for (int64_t layer = 0; layer < n_layers; ++layer) layer_phases(layer, batch, scratch);
-        output(batch, logits, scratch);
-    });
+    const bool is_long = may_stop && batch.size() >= long_batch;
+    const int64_t n_layers = config_.own_layers(), step = is_long ? 1 : std::max<int64_t>(n_layers, 1);
+    for (int64_t first = 0;; first += step) {
+        const int64_t last = std::min(first + step, n_layers);
+        pool_.run([&](int thread) {
+            void *scratch = scratch_[thread].data();
+            if (first == 0 && n_layers > 0) norm(weights_.layers[0].attention_norm, batch);
+            for (int64_t layer = first; layer < last; ++layer) layer_phases(layer, batch, scratch);
+            if (last == n_layers) output(batch, logits, scratch);
+        });
+        if (last == n_layers) return;
+        may_stop();
+    }
 }
 
 // The vectors of the tokens that get logits move together, so that the matrix is read once for all of them. Where

@@ -48,26 +48,27 @@ class Engine {
     // each reading, in the order of the readings.
     // When a text gets longer or shorter than LongRoPE's switch, all of it is computed anew, because keys and
     // values of the other factors are of no use.
-    // `between_batches` is called now and then; what it throws leaves the texts as they were before the call.
+    // `may_stop` is called between the batches of a long text and the layers of a long batch; what it throws leaves
+    // the texts as they were before the call.
     // Throws std::invalid_argument without readings, without tokens and where a sequence is named twice,
     // std::out_of_range for a sequence that does not exist, an id outside the vocabulary or a text longer than n_ctx.
     void forward(std::span<const Reading> readings, bool all_logits, float *logits,
-                 const std::function<void()> &between_batches = {});
+                 const std::function<void()> &may_stop = {});
 
     // The same for the first sequence.
     void forward(std::span<const int32_t> tokens, bool all_logits, float *logits,
-                 const std::function<void()> &between_batches = {});
+                 const std::function<void()> &may_stop = {});
 
     // As forward, where the layers before config.first_layer are computed elsewhere: appends the hidden states
     // (n, hidden) that they made of n tokens, and writes the logits after the last `n_logits` of them.
     // `text_length`: of the whole text that these are part of; it chooses LongRoPE's factors, as it did for the
     // layers before. The caller empties the cache where they change. The first sequence's only.
     void forward_hidden(std::span<const float> hidden, int64_t n_logits, int64_t text_length, float *logits,
-                        const std::function<void()> &between_batches = {});
+                        const std::function<void()> &may_stop = {});
 
     // Forgets the first sequence's text, reads these tokens, and returns for every matrix but the embedding the sums
     // over the tokens of the squares of what it is multiplied with. Throws as forward.
-    InputSquares input_squares(std::span<const int32_t> tokens, const std::function<void()> &between_batches = {});
+    InputSquares input_squares(std::span<const int32_t> tokens, const std::function<void()> &may_stop = {});
 
     // Forgets every position of a sequence from `length` on. Throws std::out_of_range beyond position(sequence).
     void truncate(int64_t length, int64_t sequence = 0);
@@ -117,11 +118,11 @@ class Engine {
     int64_t checked(int64_t sequence) const;
     void check_readings(std::span<const Reading> readings) const;
     void check_tokens(const Reading &reading) const;
-    void extend(std::span<const Growth> growths, float *logits, const std::function<void()> &between_batches);
+    void extend(std::span<const Growth> growths, float *logits, const std::function<void()> &may_stop);
     Batch next_batch(std::span<const Growth> growths) const;
     void add_place(Batch &batch, const Place &place) const;
     void begin_batch(const Batch &batch);
-    void run_batch(const Batch &batch, float *logits);
+    void run_batch(const Batch &batch, float *logits, const std::function<void()> &may_stop);
     int64_t tile_tokens() const;
 
     // Some of a phase's vectors meet a matrix.
@@ -169,16 +170,17 @@ class Engine {
 
     Vectors residual_, normed_, attended_;
     Vectors gated_;                               // one for each pass of a token through a feed-forward part
-    std::vector<float> qkv_, branch_, up_;        // (tokens or passes, rows of the matrices that make them)
-    std::vector<float> cosines_, sines_;          // (tokens, rotated pairs)
+    ZeroedArray<float> qkv_, branch_, up_;        // (tokens or passes, rows of the matrices that make them)
+    ZeroedArray<float> cosines_, sines_;          // (tokens, rotated pairs)
     std::vector<ZeroedArray<std::byte>> scratch_; // one for each thread
 
     // Of a layer with experts. Tokens lie in slots, a copy for each pick, those of an expert side by side.
-    std::vector<float> router_scores_;                 // (tokens, experts)
+    int64_t max_slots_;                                // none without experts
+    ZeroedArray<float> router_scores_;                 // (tokens, experts)
     std::vector<Pick> picks_;                          // (tokens, picks)
     std::vector<int> first_slot_;                      // (experts + 1)
     Vectors handed_out_;                               // (slots, hidden)
-    std::vector<float> answers_;                       // (slots, hidden)
+    ZeroedArray<float> answers_;                       // (slots, hidden)
     std::vector<Product> up_products_, down_products_; // of the experts that were picked
 
     // Of each matrix's input, by where its weights are; empty unless wanted.

@@ -32,13 +32,10 @@ class KVCache {
     KVCache(const Config &config, int64_t n_ctx, Type type)
         : format_(cache_format(type, config.head_size)), n_layers_(config.own_layers()),
           n_kv_heads_(config.n_kv_heads), blocks_((n_ctx + key_block - 1) / key_block),
-          keys_(checked_size(format_.key_block_bytes)), values_(checked_size(format_.row_bytes * key_block)),
-          bytes_(n_layers_ * n_kv_heads_ * blocks_ * (format_.key_block_bytes + format_.row_bytes * key_block)) {
-        if (!keys_.allocated() || !values_.allocated()) refuse();
-    }
+          keys_(zeros(format_.key_block_bytes)), values_(zeros(format_.row_bytes * key_block)) {}
 
     const CacheFormat &format() const { return format_; }
-    size_t bytes() const { return bytes_; }
+    size_t bytes() const { return keys_.bytes() + values_.bytes(); }
 
     // Of one head: (blocks of 32 positions, key_block_bytes) and (positions, row_bytes).
     uint8_t *keys(int64_t layer, int64_t head) const {
@@ -62,12 +59,17 @@ class KVCache {
   private:
     int64_t first_block(int64_t layer, int64_t head) const { return (layer * n_kv_heads_ + head) * blocks_; }
 
-    size_t checked_size(int64_t block_bytes) const {
+    // For all blocks of all heads.
+    ZeroedArray<uint8_t> zeros(int64_t block_bytes) const {
         int64_t size = n_layers_ * n_kv_heads_; // at most 2^28, see check(Config)
         if (__builtin_mul_overflow(size, blocks_, &size) || __builtin_mul_overflow(size, block_bytes, &size) ||
             size > PTRDIFF_MAX / 2)
             refuse();
-        return static_cast<size_t>(size);
+        try {
+            return ZeroedArray<uint8_t>(static_cast<size_t>(size));
+        } catch (const std::bad_alloc &) {
+            refuse();
+        }
     }
 
     [[noreturn]] void refuse() const {
@@ -78,7 +80,6 @@ class KVCache {
     CacheFormat format_;
     int64_t n_layers_, n_kv_heads_, blocks_;
     ZeroedArray<uint8_t> keys_, values_;
-    size_t bytes_;
 };
 
 } // namespace phi

@@ -5,20 +5,23 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 namespace phi {
 
 // Zeros, from an address that is a multiple of 64. The system gives the pages when they are first touched, so
-// the cache of a long context costs nothing until the text is long.
+// the cache of a long context costs nothing until the text is long, and room for many tokens no time until they come.
 template <class T> class ZeroedArray {
   public:
+    // Throws std::bad_alloc.
     explicit ZeroedArray(size_t n) : bytes_(n * sizeof(T)), memory_(std::calloc(bytes_ + alignment, 1)) {
+        if (memory_ == nullptr) throw std::bad_alloc();
         const auto address = reinterpret_cast<uintptr_t>(memory_.get());
         data_ = reinterpret_cast<T *>((address + alignment - 1) / alignment * alignment);
     }
 
-    bool allocated() const { return memory_ != nullptr; }
     T *data() const { return data_; }
+    T &operator[](size_t i) const { return data_[i]; }
     size_t bytes() const { return bytes_; }
 
   private:

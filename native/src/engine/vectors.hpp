@@ -4,9 +4,6 @@
 #include "../kernels/kernels.hpp"
 #include "memory.hpp"
 
-#include <new>
-#include <vector>
-
 namespace phi {
 
 // The codings of the weights that a vector meets: it may go to several matrices, of several types.
@@ -29,7 +26,7 @@ class Vectors {
     }
 
     int64_t cols() const { return cols_; }
-    size_t bytes() const { return values_.size() * sizeof(float) + in_32_.bytes() + in_256_.bytes(); }
+    size_t bytes() const { return values_.bytes() + in_32_.bytes() + in_256_.bytes(); }
     float *row(int64_t token) { return values_.data() + token * cols_; }
 
     // Codes the columns begin … end - 1 of a token; both are multiples of 256, or the end of the row.
@@ -62,9 +59,7 @@ class Vectors {
     struct Codes {
         Codes(int64_t max_tokens, int64_t cols, int64_t block, int64_t sum_group)
             : block(block), sum_group(sum_group), codes(max_tokens * cols), sums(max_tokens * cols / sum_group),
-              scales(max_tokens * cols / block) {
-            if (!codes.allocated() || !sums.allocated() || !scales.allocated()) throw std::bad_alloc();
-        }
+              scales(max_tokens * cols / block) {}
 
         size_t bytes() const { return codes.bytes() + sums.bytes() + scales.bytes(); }
 
@@ -77,7 +72,7 @@ class Vectors {
     const Codes &codes_in(Coding coding) const { return coding == Coding::blocks_of_32 ? in_32_ : in_256_; }
 
     int64_t cols_;
-    std::vector<float> values_;
+    ZeroedArray<float> values_;
     Codes in_32_, in_256_;
 };
 
