@@ -337,6 +337,7 @@ def new_engine(
     """
     native = native_module()
     assert native is not None
+    file.read_ahead()
     try:
         return native.Engine(
             config, engine_tensors(native, file, tensors), n_ctx, threads, cache_type, n_sequences

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phicourse.errors import GGUFError
+from phicourse.gguf.mapping import read_ahead
 from phicourse.gguf.shards import SPLIT_KEYS, shard_path, whole_path
 from phicourse.gguf.types import NUMBER_DTYPES, TensorType, Value, ValueType, tensor_type
 
@@ -380,6 +381,10 @@ class GGUFFile:
         last = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if first < last:
             mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def read_ahead(self) -> None:
+        """Begin to read all of the file in the background: a model is about to run from it."""
+        read_ahead(self._maps)
 
     def blocks(self, name: str) -> NDArray[Any]:
         """Return a tensor as its blocks: (rows, n_blocks) of the type's dtype, mapped, read-only."""
