@@ -1,7 +1,7 @@
 // One token in AVX-512 with Q4_K, Q5_K and Q6_K: a block of four rows at a time.
 //
-// What four rows need alike is made once: their activations stay in registers, and their scales are unpacked together.
-// Sums of four products fit into words; two of them, side by side, meet their scales in one multiplication.
+// What four rows need alike is made once: their activations, and their scales, which are unpacked together. Sums of
+// products fit into words; two of them, side by side, meet their scales in one multiplication.
 #pragma once
 
 #include "vector_avx512.hpp"
@@ -21,7 +21,8 @@ template <class Block> __m512i four_headers(const Block *const *rows, int64_t bl
 inline __m512i scales_and_minima(__m512i headers) {
     const __m512i low_mask = four_times(_mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
     const __m512i high_mask = four_times(_mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
-    const __m512i last = _mm512_shuffle_epi32(headers, _MM_PERM_DCDB), first = _mm512_shuffle_epi32(headers, _MM_PERM_CCBB);
+    const __m512i last = _mm512_shuffle_epi32(headers, _MM_PERM_DCDB);
+    const __m512i first = _mm512_shuffle_epi32(headers, _MM_PERM_CCBB);
     const __m512i low = _mm512_and_si512(_mm512_srlv_epi32(last, four_times(_mm_setr_epi32(0, 0, 0, 4))), low_mask);
     return _mm512_or_si512(low, _mm512_and_si512(_mm512_srli_epi32(first, 2), high_mask));
 }
@@ -42,27 +43,105 @@ inline FourSteps steps_of(__m512i headers) {
     return {_mm_shuffle_ps(low, high, 0x88), _mm_shuffle_ps(low, high, 0xdd)};
 }
 
-// Σ minimum · Σ activation of four rows.
-inline __m128i minima_products(__m512i scales_and_minima, const int16_t *x_sums) {
-    const __m128i last_bytes_as_words = _mm_setr_epi8(8, -1, 9, -1, 10, -1, 11, -1, 12, -1, 13, -1, 14, -1, 15, -1);
-    const __m512i minima = _mm512_shuffle_epi8(scales_and_minima, four_times(last_bytes_as_words));
-    const __m128i sums_of_32 = _mm_add_epi16(load_128(x_sums), load_128(x_sums + 8));
-    __m512i products = _mm512_madd_epi16(minima, four_times(sums_of_32));
-    products = _mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_CDAB));
-    return first_words(_mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC)));
+// Eight bytes of each lane as words, which begin with byte `first`.
+template <int first> __m512i words_of(__m512i bytes) {
+    const __m128i one_byte_each = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -1, 7, -1);
+    return _mm512_shuffle_epi8(bytes, four_times(_mm_add_epi8(one_byte_each, _mm_set1_epi16(first))));
 }
 
-// Half a block's codes: of the first and third sub-block, and of the second and fourth. The latter are some bits too
-// high, which saves shifts here; their sums are shifted anyway.
+// Half a block's activations that meet the low four bits of its codes, those of its first and third sub-block, or, 32
+// further on, those that meet the high ones.
+inline __m512i x_of_half(const int8_t *x) { return join(load_256(x), load_256(x + 64)); }
+
+// Σ activation of every 32.
+inline __m128i sums_of_32(const int16_t *x_sums) { return _mm_add_epi16(load_128(x_sums), load_128(x_sums + 8)); }
+
+// ---- Q4_K ------------------------------------------------------------------------------------
+
+// Four rows are turned so that each lane has four codes of each row, and a row's sums grow in one place of all lanes. A
+// vector is laid out for that: four codes, repeated in a lane, and the sums of two sub-blocks likewise.
+struct RepeatedVector {
+    const int8_t *codes; // (blocks, half, low or high bits, 4, 64)
+    const int16_t *sums; // (blocks, lane, 4, 2)
+};
+
+// `out` has room for 17 / 4 bytes for each weight.
+inline RepeatedVector repeat_vector(Vector x, int64_t blocks, void *out) {
+    int8_t *codes = static_cast<int8_t *>(out);
+    int16_t *sums = reinterpret_cast<int16_t *>(codes + 4 * SUPER_BLOCK * blocks);
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ4_K>(x)) {
+        __m512i *to = reinterpret_cast<__m512i *>(codes + 4 * SUPER_BLOCK * block);
+        for (int start = 0; start < SUPER_BLOCK; start += start % 128 == 0 ? 32 : 96) {
+            const __m512i vector = x_of_half(x.codes + start);
+            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_AAAA);
+            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_BBBB);
+            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_CCCC);
+            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_DDDD);
+        }
+        _mm512_store_si512(sums + 32 * block, in_lanes(sums_of_32(x.sums)));
+    }
+    return {codes, sums};
+}
+
+// 64 bytes of four rows: lane i of result j has bytes 16 · i + 4 · j to + 3 of each row.
+struct FourVectors {
+    __m512i v[4];
+};
+inline FourVectors turn_rows(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
+    const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
+    return {{_mm512_unpacklo_epi64(ab_low, cd_low), _mm512_unpackhi_epi64(ab_low, cd_low),
+             _mm512_unpacklo_epi64(ab_high, cd_high), _mm512_unpackhi_epi64(ab_high, cd_high)}};
+}
+
+// The sums of half a block of four rows as words: those of the first and third sub-block, and beside them those of the
+// second and fourth. The latter's codes stay four bits too high; their sums are shifted to the upper word anyway.
+[[gnu::always_inline]] inline __m512i half_sums(const BlockQ4_K *const *rows, int64_t block, int half,
+                                                const int8_t *x) {
+    const auto bytes = [&](int row) { return load_512(rows[row][block].qs + 64 * half); };
+    const FourVectors codes = turn_rows(bytes(0), bytes(1), bytes(2), bytes(3));
+    __m512i even = _mm512_setzero_si512(), odd = even;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) { // 4 · 4 · 15 · 127 fits into a word
+        even = _mm512_dpbusd_epi32(even, _mm512_and_si512(codes.v[j], repeat_8(0x0f)), load_512(x + 64 * j));
+        odd = _mm512_dpbusd_epi32(odd, _mm512_and_si512(codes.v[j], repeat_8(0xf0)), load_512(x + 256 + 64 * j));
+    }
+    return _mm512_mask_mov_epi16(_mm512_slli_epi32(odd, 16 - 4), 0x55555555, even);
+}
+
+// In all lanes the scales of four rows, two each: lanes 0 and 1 those from `first` on, the others the next two.
+inline __m512i scales_of_rows(__m512i scales, int first) {
+    const __m512i places = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 1, 5, 9, 13, 1, 5, 9, 13);
+    return _mm512_permutexvar_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(first / 2)), scales);
+}
+
+inline __m128 dot_rows(const BlockQ4_K *const *rows, int64_t blocks, Vector x, RepeatedVector repeated) {
+    const __m512i pair_of_lane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m128 totals = _mm_setzero_ps();
+    for (int64_t block = 0; block < blocks; ++block, repeated.codes += 4 * SUPER_BLOCK, repeated.sums += 32) {
+        prefetch_rows(rows[0], blocks, block);
+        const __m512i headers = four_headers(rows, block), bytes = scales_and_minima(headers);
+        const __m512i scales = words_of<0>(bytes), minima = _mm512_permutexvar_epi32(pair_of_lane, words_of<8>(bytes));
+        __m512i products = _mm512_setzero_si512();
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half)
+            products = _mm512_dpwssd_epi32(products, half_sums(rows, block, half, repeated.codes + 512 * half),
+                                           scales_of_rows(scales, 4 * half));
+        const __m128i offsets = sum_of_lanes(_mm512_madd_epi16(minima, load_512(repeated.sums)));
+        const FourSteps steps = steps_of(headers);
+        const __m128 scale = _mm_set1_ps(x.scales[block]);
+        totals = _mm_fmadd_ps(_mm_mul_ps(steps.d, scale), _mm_cvtepi32_ps(sum_of_lanes(products)), totals);
+        totals = _mm_fnmadd_ps(_mm_mul_ps(steps.dmin, scale), _mm_cvtepi32_ps(offsets), totals);
+    }
+    return totals;
+}
+
+// ---- Q5_K ------------------------------------------------------------------------------------
+
+// Half a block's codes: of the first and third sub-block, and of the second and fourth, twice as large.
 struct HalfCodes {
     __m512i even, odd;
 };
-template <class Block> constexpr int too_high = std::is_same_v<Block, BlockQ4_K> ? 4 : 1;
-
-inline HalfCodes codes_of_half(const BlockQ4_K &block, int half) {
-    const __m512i bytes = load_512(block.qs + 64 * half);
-    return {_mm512_and_si512(bytes, repeat_8(0x0f)), _mm512_and_si512(bytes, repeat_8(0xf0))};
-}
 inline HalfCodes codes_of_half(const BlockQ5_K &block, int half) {
     const __m512i bytes = load_512(block.qs + 64 * half), odd = _mm512_srli_epi16(bytes, 3);
     // Bits 4 · half and two further on become bits 4, and those above them bits 5.
@@ -72,47 +151,46 @@ inline HalfCodes codes_of_half(const BlockQ5_K &block, int half) {
             _mm512_or_si512(_mm512_and_si512(odd, repeat_8(0x1e)), _mm512_and_si512(fifths, repeat_8(0x20)))};
 }
 
-// The activations that number k of a block's four vectors of codes meets.
-inline __m512i x_of_codes(const int8_t *x, int k) {
-    const int8_t *first = x + 128 * (k / 2) + 32 * (k % 2);
-    return join(load_256(first), load_256(first + 64));
-}
-
 // Σ scale · Σ code · activation, in 16 parts. Each lane of `scales` has the eight bytes of this row.
-template <class Block>
-[[gnu::always_inline]] inline __m512i products_of_32(const Block &block, const __m512i *x, __m512i scales) {
+[[gnu::always_inline]] inline __m512i products_of_32(const BlockQ5_K &block, const __m512i *x, __m512i scales) {
     __m512i products = _mm512_setzero_si512();
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         const auto [even, odd] = codes_of_half(block, half);
-        const __m512i high = _mm512_slli_epi32(dot_64(odd, x[2 * half + 1]), 16 - too_high<Block>);
+        const __m512i high = _mm512_slli_epi32(dot_64(odd, x[2 * half + 1]), 16 - 1);
         const __m512i words = _mm512_mask_mov_epi16(high, 0x55555555, dot_64(even, x[2 * half]));
-        const auto two = [](int sub) { return _mm256_set1_epi32(static_cast<int>(0x80008000 | (sub + 1) << 16 | sub)); };
+        const auto two = [](int sub) { return _mm256_set1_epi32(static_cast<int>(0x80018000 + 0x10001 * sub)); };
         const __m512i both = _mm512_shuffle_epi8(scales, join(two(4 * half), two(4 * half + 2)));
         products = _mm512_dpwssd_epi32(products, words, both);
     }
     return products;
 }
 
-template <class Block>
-    requires(std::is_same_v<Block, BlockQ4_K> || std::is_same_v<Block, BlockQ5_K>)
-__m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Points) {
+// Σ minimum · Σ activation of four rows.
+inline __m128i minima_products(__m512i minima, const int16_t *x_sums) {
+    __m512i products = _mm512_madd_epi16(minima, four_times(sums_of_32(x_sums)));
+    products = _mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_CDAB));
+    return first_words(_mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC)));
+}
+
+inline __m128 dot_rows(const BlockQ5_K *const *rows, int64_t blocks, Vector x, Points) {
     __m128 totals = _mm_setzero_ps();
-    for (int64_t block = 0; block < blocks; ++block, x = next_block<Block>(x)) {
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ5_K>(x)) {
         prefetch_rows(rows[0], blocks, block);
-        __m512i codes[4], products[4];
-        for (int k = 0; k < 4; ++k) codes[k] = x_of_codes(x.codes, k);
-        const __m512i headers = four_headers(rows, block), scales = scales_and_minima(headers);
-        products[0] = products_of_32(rows[0][block], codes, _mm512_shuffle_i32x4(scales, scales, 0x00));
-        products[1] = products_of_32(rows[1][block], codes, _mm512_shuffle_i32x4(scales, scales, 0x55));
-        products[2] = products_of_32(rows[2][block], codes, _mm512_shuffle_i32x4(scales, scales, 0xaa));
-        products[3] = products_of_32(rows[3][block], codes, _mm512_shuffle_i32x4(scales, scales, 0xff));
+        const __m512i codes[4] = {x_of_half(x.codes), x_of_half(x.codes + 32), x_of_half(x.codes + 128),
+                                  x_of_half(x.codes + 160)};
+        const __m512i headers = four_headers(rows, block), bytes = scales_and_minima(headers);
+        const __m512i products[4] = {
+            products_of_32(rows[0][block], codes, _mm512_shuffle_i32x4(bytes, bytes, 0x00)),
+            products_of_32(rows[1][block], codes, _mm512_shuffle_i32x4(bytes, bytes, 0x55)),
+            products_of_32(rows[2][block], codes, _mm512_shuffle_i32x4(bytes, bytes, 0xaa)),
+            products_of_32(rows[3][block], codes, _mm512_shuffle_i32x4(bytes, bytes, 0xff))};
         const FourSteps steps = steps_of(headers);
         const __m128 scale = _mm_set1_ps(*x.scales);
         const __m128i sums = sum_lanes(products[0], products[1], products[2], products[3]);
-        const __m128i minima = minima_products(scales, x.sums);
+        const __m128i offsets = minima_products(words_of<8>(bytes), x.sums);
         totals = _mm_fmadd_ps(_mm_mul_ps(steps.d, scale), _mm_cvtepi32_ps(sums), totals);
-        totals = _mm_fnmadd_ps(_mm_mul_ps(steps.dmin, scale), _mm_cvtepi32_ps(minima), totals);
+        totals = _mm_fnmadd_ps(_mm_mul_ps(steps.dmin, scale), _mm_cvtepi32_ps(offsets), totals);
     }
     return totals;
 }
@@ -128,12 +206,13 @@ inline __m512i codes_of_64(const BlockQ6_K &block, int k) {
     return _mm512_or_si512(low, _mm512_and_si512(_mm512_rolv_epi32(highest, turns), repeat_8(0x30)));
 }
 
-// For sums of four products of weights 128 · half to + 63 and of the 64 behind them, packed: a lane has four of a group
-// of 16 and four of the group four further on. Bytes come to the top of words, where a shift keeps their sign.
+// For sums of four products of weights 128 · half to + 63 and of the 64 behind them, packed: a lane has four of a
+// group of 16 and four of the group four further on. Bytes come to the top of words, where a shift keeps their sign.
 template <int half> __m512i group_scales(__m512i scales) {
     const auto four = [](int group) { return static_cast<long long>(0x0080008000800080 | 0x0100010001000100 * group); };
-    const __m512i places = _mm512_setr_epi64(four(8 * half), four(8 * half + 4), four(8 * half + 1), four(8 * half + 5),
-                                             four(8 * half + 2), four(8 * half + 6), four(8 * half + 3), four(8 * half + 7));
+    constexpr int at = 8 * half;
+    const __m512i places = _mm512_setr_epi64(four(at), four(at + 4), four(at + 1), four(at + 5), four(at + 2),
+                                             four(at + 6), four(at + 3), four(at + 7));
     return _mm512_srai_epi16(_mm512_shuffle_epi8(scales, places), 8);
 }
 
@@ -164,7 +243,8 @@ inline __m128 dot_rows(const BlockQ6_K *const *rows, int64_t blocks, Vector x, P
 #pragma GCC unroll 4
         for (int row = 0; row < 4; ++row) products[row] = products_of_16(rows[row][block], codes, begin);
         const __m128 factors = _mm_mul_ps(four_d(rows, block), _mm_set1_ps(*x.scales));
-        totals = _mm_fmadd_ps(factors, _mm_cvtepi32_ps(sum_lanes(products[0], products[1], products[2], products[3])), totals);
+        const __m128i sums = sum_lanes(products[0], products[1], products[2], products[3]);
+        totals = _mm_fmadd_ps(factors, _mm_cvtepi32_ps(sums), totals);
     }
     return totals;
 }

@@ -30,10 +30,12 @@ inline __m512i sum_each_four(__m512i a, __m512i b, __m512i c, __m512i d) {
     const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
-inline __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i sums = sum_each_four(a, b, c, d);
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
+inline __m128i sum_of_lanes(__m512i lanes) {
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+inline __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+    return sum_of_lanes(sum_each_four(a, b, c, d));
 }
 inline __m128i sum_products(const WideBlockSums *rows) {
     return sum_lanes(rows[0].products, rows[1].products, rows[2].products, rows[3].products);
