@@ -1,12 +1,23 @@
 """`phicourse run`."""
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phicourse.cli.options import CacheType, Context, GpuLayers, Model, Threads, a_path
+from phicourse.cli.answers import (
+    Draft,
+    Lookup,
+    MinP,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    check_draft,
+    find_draft,
+    sampling_options,
+)
+from phicourse.cli.options import CacheType, Context, GpuLayers, Model, Threads
 from phicourse.cli.text import checked, decoded
 from phicourse.errors import GenerateError
 
@@ -23,27 +34,11 @@ def run(
         int,
         typer.Option("-n", min=-1, metavar="N", help="Tokens at most; -1: until the model ends its answer."),
     ] = -1,
-    temp: Annotated[
-        float, typer.Option(metavar="T", help="Temperature; 0: always the likeliest token.")
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option(metavar="K", help="Draw from the K likeliest tokens only; 0: off.")
-    ] = 40,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            metavar="P", help="Draw from the likeliest tokens that have probability P together; 1: off."
-        ),
-    ] = 0.95,
-    min_p: Annotated[
-        float,
-        typer.Option(
-            metavar="P", help="Draw from tokens at least P times as likely as the likeliest; 0: off."
-        ),
-    ] = 0.05,
-    seed: Annotated[
-        int, typer.Option(min=-1, metavar="S", help="Same seed, same text; -1: a new text each time.")
-    ] = -1,
+    temp: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    seed: Seed = -1,
     threads: Threads = None,
     ctx: Context = None,
     cache_type: CacheType = "f16",
@@ -51,31 +46,19 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue PROMPT itself, without the chat template.")
     ] = False,
-    lookup: Annotated[
-        bool, typer.Option("--lookup", help="Guess tokens from the text so far: same answer, often sooner.")
-    ] = False,
-    draft: Annotated[
-        Path | None,
-        typer.Option(
-            parser=a_path, metavar="FILE", help="Let a smaller model guess tokens: same answer, often sooner."
-        ),
-    ] = None,
+    lookup: Lookup = False,
+    draft: Draft = None,
 ) -> None:
     """Answer a prompt."""
     from phicourse.generate import load
 
-    if lookup and draft is not None:
-        raise typer.BadParameter("--lookup and --draft exclude each other")
+    check_draft(lookup, draft)
     text = read_prompt(prompt)
     llm = load(file, n_ctx=ctx, threads=threads, cache_type=cache_type, gpu_layers=gpu_layers)
-    options: dict[str, Any] = {
+    options = {
         "max_tokens": None if n < 0 else n,
-        "temperature": temp,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seed": None if seed < 0 else seed,
-        "draft": "lookup" if lookup else None if draft is None else load(draft, n_ctx=ctx, threads=threads),
+        **sampling_options(temp, top_k, top_p, min_p, seed),
+        "draft": find_draft(lookup, draft, ctx, threads),
     }
     if raw or not llm.tokenizer.vocabulary.chat_template:
         pieces = llm.generate(text, stream=True, **options)
@@ -87,7 +70,8 @@ def run(
     finally:
         print()  # after Ctrl-C, too
     warn_if_cut(llm, n)
-    tell_guesses(llm)
+    if llm.last_run is not None and llm.last_run.guesses:
+        print(f"phicourse: {llm.last_run.guesses}", file=sys.stderr)
 
 
 def read_prompt(prompt: str) -> str:
@@ -106,14 +90,3 @@ def warn_if_cut(llm: "LLM", n: int) -> None:
     run = llm.last_run
     if run is not None and run.finish_reason == "length" and not 0 <= n <= len(run.tokens):
         print(f"phicourse: cut off, the context of {llm.n_ctx:,} tokens is full", file=sys.stderr)
-
-
-def tell_guesses(llm: "LLM") -> None:
-    """Say how well a draft guessed."""
-    run = llm.last_run
-    if run is not None and run.guessed:
-        print(
-            f"phicourse: {run.accepted:,} of {run.guessed:,} guesses were right, "
-            f"{len(run.tokens) / run.steps:.1f} tokens a step",
-            file=sys.stderr,
-        )

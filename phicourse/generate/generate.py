@@ -39,6 +39,16 @@ class Run:
     guessed: int = 0
     accepted: int = 0
 
+    @property
+    def guesses(self) -> str:
+        """How well a draft guessed, in one line; empty where none did."""
+        if not self.guessed:
+            return ""
+        return (
+            f"{self.accepted:,} of {self.guessed:,} guesses were right, "
+            f"{len(self.tokens) / self.steps:.1f} tokens a step"
+        )
+
 
 def check_prompt(ids: Sequence[int], n_ctx: int) -> None:
     """Refuse a prompt that is empty or leaves no room for an answer.

@@ -1,9 +1,9 @@
 """A conversation in a terminal: `phicourse chat`."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from phicourse.errors import GenerateError, TokenizerError
 from phicourse.generate.llm import LLM
@@ -33,15 +33,22 @@ class Repl:
         self,
         llm: LLM,
         system: str | None = None,
+        options: Mapping[str, Any] | None = None,
         *,
         read: Callable[[], str] = ask,
         out: TextIO | None = None,
         log: TextIO | None = None,
     ) -> None:
-        """`system`: what the model is told first. GenerateError for a model that cannot chat."""
+        """Begin a conversation.
+
+        system   what the model is told first
+        options  of `LLM.chat`, for every answer
+        raises   GenerateError for a model that cannot chat
+        """
         if not llm.tokenizer.vocabulary.chat_template:
             raise GenerateError(f"{llm.name}: has no chat template; `phicourse run` continues a text")
         self.llm = llm
+        self.options = dict(options or {})
         self.read = read
         self.out = out or sys.stdout
         self.log = log or sys.stderr
@@ -82,7 +89,8 @@ class Repl:
         """Print the answer as it comes and remember as much of it as was printed."""
         said: list[str] = []
         try:
-            for piece in self.llm.chat([*self.messages, {"role": "user", "content": line}], stream=True):
+            messages = [*self.messages, {"role": "user", "content": line}]
+            for piece in self.llm.chat(messages, stream=True, **self.options):
                 print(piece, end="", flush=True, file=self.out)
                 said.append(piece)
         except KeyboardInterrupt:
@@ -93,6 +101,7 @@ class Repl:
             self.tell_if_cut()
         if said:
             print(flush=True, file=self.out)
+            self.tell_guesses()
             self.messages += [
                 {"role": "user", "content": line},
                 {"role": "assistant", "content": "".join(said)},
@@ -106,3 +115,9 @@ class Repl:
                 f"\nphicourse: cut off, the context of {self.llm.n_ctx:,} tokens is full (/reset begins again)",
                 file=self.log,
             )
+
+    def tell_guesses(self) -> None:
+        """Say how well a draft guessed, where there is one."""
+        run = self.llm.last_run
+        if run is not None and run.guesses:
+            print(f"phicourse: {run.guesses}", file=self.log)

@@ -123,7 +123,7 @@ def test_the_list_of_verbs_is_complete() -> None:
 
 def test_each_verb_has_a_file_of_its_name(repository: Path) -> None:
     files = {path.stem for path in (repository / "phicourse" / "cli").glob("*.py")}
-    assert files - set(VERBS) == {"__init__", "commands", "failures", "options", "output", "text"}
+    assert files - set(VERBS) == {"__init__", "answers", "commands", "failures", "options", "output", "text"}
     assert set(VERBS) <= files
 
 

@@ -233,6 +233,24 @@ def test_chat_keeps_to_the_context_it_is_given(q4: Path, phicourse: Phicourse) -
     assert "cut off, the context of 16 tokens is full" in done.stderr
 
 
+def test_chat_with_a_draft_says_the_same_and_how_well_it_guessed(q4: Path, phicourse: Phicourse) -> None:
+    asked = ("chat", q4, "--temp", "0", "--ctx", "96")
+    alone = phicourse(*asked, input="Tell me a story about a dog.\n")
+    drafted = phicourse(*asked, "--draft", q4, input="Tell me a story about a dog.\n")
+    assert alone.returncode == drafted.returncode == 0
+    assert alone.stdout == drafted.stdout != ""
+    assert re.search(r"phicourse: \d+ of \d+ guesses were right, \d\.\d tokens a step\n", drafted.stderr)
+    assert "guesses" not in alone.stderr
+
+
+def test_chat_draws_as_it_is_told(q4: Path, phicourse: Phicourse) -> None:
+    def answer(*options: str) -> str:
+        return phicourse("chat", q4, "--ctx", "64", *options, input="Tell me a story.\n").stdout
+
+    assert answer("--seed", "1") == answer("--seed", "1") != answer("--seed", "2")
+    assert answer("--seed", "1", "--temp", "0") == answer("--seed", "2", "--temp", "0")
+
+
 def test_perplexity_as_text_and_json(q4: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)

@@ -78,3 +78,15 @@ def test_a_model_without_template_cannot_chat() -> None:
     llm = LLM(FakeBackend(), ByteTokenizer(chat_template=None), name="m")  # type: ignore[arg-type]
     with pytest.raises(GenerateError, match="no chat template"):
         Repl(llm)
+
+
+def test_options_go_to_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, seen = fake_llm("A", "user:Hi;"), []
+
+    def chat(messages: object, **options: object) -> Iterator[str]:
+        seen.append(options)
+        yield "B"
+
+    monkeypatch.setattr(llm, "chat", chat)
+    Repl(llm, None, {"temperature": 0.0}, read=typed("Hi", "Hi"), out=io.StringIO(), log=io.StringIO()).run()
+    assert seen == [{"stream": True, "temperature": 0.0}] * 2
