@@ -220,11 +220,13 @@ template <class Block>
     store(out.d + row, low_halves(block.four(50).v[3] >> 16));
 }
 
-// The low or the high one of two codes in each byte; the number of a level if there are any.
-template <auto levels> [[gnu::always_inline]] inline Column half_codes(Column both, bool high) {
+// The low or the high one of two codes in each byte; where the type has levels, its level.
+template <class Block> [[gnu::always_inline]] inline Column half_codes(Column both, bool high) {
     const Column codes = (high ? both >> 4 : both) & 0x0f0f0f0f;
-    if constexpr (levels != nullptr)
-        return levels_of(*levels, codes);
+    if constexpr (std::is_same_v<Block, BlockIQ4_NL> || std::is_same_v<Block, BlockIQ4_XS>)
+        return levels_of(iq4_levels, codes);
+    else if constexpr (std::is_same_v<Block, BlockMXFP4>)
+        return levels_of(e2m1_levels, codes);
     else
         return codes;
 }
@@ -242,7 +244,7 @@ template <auto levels> [[gnu::always_inline]] inline Column half_codes(Column bo
     for (int part = 0; part < 8; ++part) {
         const FourColumns both = block.four(8 + 16 * part);
         for (int i = 0; i < 8; ++i)
-            put(out.codes[8 * part + i][row], half_codes<&iq4_levels>(both.v[i % 4], i >= 4));
+            put(out.codes[8 * part + i][row], half_codes<BlockIQ4_XS>(both.v[i % 4], i >= 4));
     }
 }
 
@@ -270,15 +272,12 @@ inline void put_d(const BlockColumns<BlockMXFP4> &block, int row, PanelBlockOf<B
 template <class Block>
     requires(Traits<Block>::size == 32)
 [[gnu::always_inline]] inline void unpack_columns(const BlockColumns<Block> &block, int row, PanelBlockOf<Block> &out) {
-    constexpr const uint8_t(*levels)[16] = std::is_same_v<Block, BlockIQ4_NL>  ? &iq4_levels
-                                           : std::is_same_v<Block, BlockMXFP4> ? &e2m1_levels
-                                                                               : nullptr;
     put_d(block, row, out);
     Column bits;
     if constexpr (requires { Block::qh; }) bits = block.one(offsetof(Block, qh));
     const FourColumns both = block.four(offsetof(Block, qs));
     for (int i = 0; i < 8; ++i) {
-        Column codes = half_codes<levels>(both.v[i % 4], i >= 4);
+        Column codes = half_codes<Block>(both.v[i % 4], i >= 4);
         if constexpr (requires { Block::qh; }) // a bit into each byte: no two of the products meet
             codes |= ((bits >> (4 * i) & 15) * 0x00204081 & 0x01010101) << 4;
         put(out.codes[i][row], codes);
