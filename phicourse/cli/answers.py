@@ -38,6 +38,12 @@ Draft = Annotated[
 ]
 
 
+def check_draft(lookup: bool, draft: Path | None) -> None:
+    """Refuse two that guess, before a model is loaded."""
+    if lookup and draft is not None:
+        raise typer.BadParameter("--lookup and --draft exclude each other")
+
+
 def sampling_options(temp: float, top_k: int, top_p: float, min_p: float, seed: int) -> dict[str, Any]:
     """The keywords of `LLM.generate` and `LLM.chat` for how tokens are drawn."""
     return {
@@ -49,14 +55,11 @@ def sampling_options(temp: float, top_k: int, top_p: float, min_p: float, seed: 
     }
 
 
-def check_draft(lookup: bool, draft: Path | None) -> None:
-    """Refuse two that guess, before a model is loaded."""
-    if lookup and draft is not None:
-        raise typer.BadParameter("--lookup and --draft exclude each other")
-
-
 def find_draft(lookup: bool, draft: Path | None, ctx: int | None, threads: int | None) -> "LLM | str | None":
-    """Who guesses tokens: a model of a file, the text so far, or nobody."""
+    """Who guesses tokens, as their keyword `draft` takes it: a model of a file, the text so far, or nobody.
+
+    raises   PhiCourseError for a file that is no model
+    """
     from phicourse.generate import load
 
     if draft is not None:

@@ -65,7 +65,8 @@ struct RepeatedVector {
     const int16_t *sums; // (blocks, lane, 4, 2)
 };
 
-// `out` has room for 17 / 4 bytes for each weight.
+// `out` has matmul_scratch() bytes: 17 / 4 for each weight are used.
+static_assert(4 * panel_bytes(SUPER_BLOCK) >= 17 * SUPER_BLOCK);
 inline RepeatedVector repeat_vector(Vector x, int64_t blocks, void *out) {
     int8_t *codes = static_cast<int8_t *>(out);
     int16_t *sums = reinterpret_cast<int16_t *>(codes + 4 * SUPER_BLOCK * blocks);
