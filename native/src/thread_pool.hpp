@@ -66,18 +66,19 @@ class ThreadPool {
 
     // Inside a task, called by every thread: one phase. Calls body(begin, end) until the parts, each of at most `grain`
     // items, cover 0 … n; then all threads meet. Each thread has a run of neighbouring items, so that what it asks
-    // memory for ahead is its own; when it is through, it helps the others with theirs.
+    // memory for ahead is its own; when it is through, it helps the others with theirs. The last parts of a run are
+    // smaller: the thread that comes last keeps the others waiting for no more than one.
     template <class Body> void for_each(size_t n, size_t grain, const Body &body) {
         for (int i = 0; i < size_; ++i) {
             const size_t owner = (self + i) % size_, first = n * owner / size_, end = n * (owner + 1) / size_;
-            for (size_t begin; (begin = first + taken_[owner].take(grain, end - first)) < end;)
-                body(begin, std::min(begin + grain, end));
+            for (Part part; (part = taken_[owner].take(grain, end - first)).begin < part.end;)
+                body(first + part.begin, first + part.end);
         }
         barrier();
     }
 
   private:
-    static constexpr int spins = 1000; // some 20 µs
+    static constexpr int spins = 5000; // some 100 µs
 
     // Returns once `word` is no longer `old`.
     template <class T> static void wait_for_change(const std::atomic<T> &word, T old) {
@@ -96,14 +97,23 @@ class ThreadPool {
 #endif
     }
 
+    struct Part {
+        size_t begin, end;
+    };
+
     // How many items of a thread's run are taken; on a cache line of its own.
     struct alignas(64) Taken {
         std::atomic<size_t> items{0};
 
-        // The number of the first item of the next part; `n` or more where there is none.
-        size_t take(size_t grain, size_t n) {
-            if (items.load(std::memory_order_relaxed) >= n) return n;
-            return items.fetch_add(grain, std::memory_order_relaxed);
+        // The next part of `n` items, empty where none are left.
+        Part take(size_t grain, size_t n) {
+            size_t begin = items.load(std::memory_order_relaxed), end;
+            do {
+                if (begin >= n) return {n, n};
+                const size_t left = n - begin, least = (grain + 7) / 8;
+                end = begin + std::min(std::clamp(left / 2, least, grain), left);
+            } while (!items.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+            return {begin, end};
         }
     };
 
