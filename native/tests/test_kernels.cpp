@@ -342,8 +342,8 @@ class AttentionTest {
                          .position = case_.position + first,
                          .window = case_.window,
                          .format = format_,
-                         .keys = keys_.data(),
-                         .values = values_.data(),
+                         .blocks = blocks_.data(),
+                         .block_stride = block_stride(),
                          .scratch = scratch.data()});
         return out;
     }
@@ -370,17 +370,19 @@ class AttentionTest {
     // Positions after the last token hold what an earlier text left there, in the worst case NaN.
     void fill_cache() {
         const int size = case_.head_size;
-        keys_.resize(n_keys_ / 32 * format_.key_block_bytes);
-        values_.resize(n_keys_ * format_.row_bytes);
+        blocks_.resize(n_keys_ / 32 * block_stride());
         const Floats unseen(size, std::numeric_limits<float>::quiet_NaN());
         for (int64_t key = 0; key < n_keys_; ++key) {
             const bool seen = key < case_.position + case_.tokens;
-            kernels_.store_key(format_, seen ? &float_keys_[key * size] : unseen.data(),
-                               &keys_[key / 32 * format_.key_block_bytes], static_cast<int>(key % 32));
+            uint8_t *block = &blocks_[key / 32 * block_stride()];
+            const int slot = static_cast<int>(key % 32);
+            kernels_.store_key(format_, seen ? &float_keys_[key * size] : unseen.data(), block, slot);
             kernels_.store_value(format_, seen ? &float_values_[key * size] : unseen.data(),
-                                 &values_[key * format_.row_bytes]);
+                                 block + format_.key_block_bytes + slot * format_.row_bytes);
         }
     }
+
+    int64_t block_stride() const { return format_.block_bytes + 64; } // something else lies between
 
     // What is left of rows when they were stored.
     void as_cached(Floats &rows) const {
@@ -397,7 +399,7 @@ class AttentionTest {
     phi::CacheFormat format_;
     int64_t n_keys_;
     Floats queries_, float_keys_, float_values_;
-    Bytes keys_, values_;
+    Bytes blocks_;
 };
 
 // Scores reach about 10, so a rounding of 2^-24 of them changes a weight by 1e-6 of itself; values reach 2.

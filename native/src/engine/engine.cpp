@@ -357,9 +357,10 @@ void Engine::rotate_and_store(int64_t layer, const Place &place, int token, int6
     kernels_.rotate(key, cosine, sine, half);
     const KVCache &cache = place.sequence->cache();
     const CacheFormat &format = cache.format();
-    kernels_.store_key(format, key, cache.keys(layer, kv_head) + place.position / key_block * format.key_block_bytes,
-                       static_cast<int>(place.position % key_block));
-    kernels_.store_value(format, value, cache.values(layer, kv_head) + place.position * format.row_bytes);
+    uint8_t *block = cache.block(layer, place.position / key_block, kv_head);
+    const int slot = static_cast<int>(place.position % key_block);
+    kernels_.store_key(format, key, block, slot);
+    kernels_.store_value(format, value, block + format.key_block_bytes + slot * format.row_bytes);
 }
 
 void Engine::rotate_and_store(int64_t layer, const Batch &batch) {
@@ -392,8 +393,8 @@ void Engine::attend(int64_t layer, const Batch &batch, void *scratch) {
         tile.position = position;
         tile.window = config_.sliding_window > 0 ? config_.sliding_window : n_ctx_;
         tile.format = sequence->cache().format();
-        tile.keys = sequence->cache().keys(layer, kv_head);
-        tile.values = sequence->cache().values(layer, kv_head);
+        tile.blocks = sequence->cache().block(layer, 0, kv_head);
+        tile.block_stride = sequence->cache().block_stride();
         tile.scratch = static_cast<float *>(scratch);
         kernels_.attend(tile);
     });

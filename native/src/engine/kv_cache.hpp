@@ -21,48 +21,44 @@ inline CacheFormat cache_format(Type type, int64_t head_size) {
     const TypeInfo &info = type_info(type);
     const int64_t step = std::max<int64_t>(info.block, 16); // a vector has 16 floats at most
     const int64_t padded = (head_size + step - 1) / step * step;
-    const int64_t key_size = info.block > 1 ? padded : head_size;
-    return {type, static_cast<int>(head_size), static_cast<int>(padded), info.row_bytes(padded),
-            key_block * info.row_bytes(key_size)};
+    const int64_t row_bytes = info.row_bytes(padded);
+    const int64_t key_block_bytes = key_block * (info.block > 1 ? row_bytes : info.row_bytes(head_size));
+    return {type, static_cast<int>(head_size), static_cast<int>(padded), row_bytes, key_block_bytes,
+            key_block_bytes + key_block * row_bytes};
 }
 
+// A layer has its positions in blocks of 32, and a block has the heads one after the other: what one token reads of a
+// short text lies together, in few pages. A large page has some hundred positions of a layer.
 class KVCache {
   public:
     // Throws std::invalid_argument where the memory cannot be had.
     KVCache(const Config &config, int64_t n_ctx, Type type)
         : format_(cache_format(type, config.head_size)), n_layers_(config.own_layers()),
-          n_kv_heads_(config.n_kv_heads), blocks_((n_ctx + key_block - 1) / key_block),
-          keys_(zeros(format_.key_block_bytes)), values_(zeros(format_.row_bytes * key_block)) {}
+          block_stride_(config.n_kv_heads * format_.block_bytes), blocks_((n_ctx + key_block - 1) / key_block),
+          memory_(zeros()) {
+        memory_.use_large_pages();
+    }
 
     const CacheFormat &format() const { return format_; }
-    size_t bytes() const { return keys_.bytes() + values_.bytes(); }
+    size_t bytes() const { return memory_.bytes(); }
 
-    // Of one head: (blocks of 32 positions, key_block_bytes) and (positions, row_bytes).
-    uint8_t *keys(int64_t layer, int64_t head) const {
-        return keys_.data() + first_block(layer, head) * format_.key_block_bytes;
+    // What a head keeps of the positions from 32 · block on: key_block_bytes of keys, then 32 values.
+    uint8_t *block(int64_t layer, int64_t block, int64_t head) const {
+        return memory_.data() + (layer * blocks_ + block) * block_stride_ + head * format_.block_bytes;
     }
-    uint8_t *values(int64_t layer, int64_t head) const {
-        return values_.data() + first_block(layer, head) * key_block * format_.row_bytes;
-    }
+    int64_t block_stride() const { return block_stride_; } // bytes from a head's block to its next
 
-    // The first `positions` of another cache of the same shape.
+    // The first `positions` of another cache of the same shape, and what is behind them in their last block.
     void copy(const KVCache &other, int64_t positions) {
-        const int64_t blocks = (positions + key_block - 1) / key_block, heads = n_layers_ * n_kv_heads_;
-        for (int64_t head = 0; head < heads; ++head) {
-            const int64_t key = head * blocks_ * format_.key_block_bytes;
-            const int64_t value = head * blocks_ * key_block * format_.row_bytes;
-            std::copy_n(other.keys_.data() + key, blocks * format_.key_block_bytes, keys_.data() + key);
-            std::copy_n(other.values_.data() + value, positions * format_.row_bytes, values_.data() + value);
-        }
+        const int64_t blocks = (positions + key_block - 1) / key_block;
+        for (int64_t layer = 0; layer < n_layers_; ++layer)
+            std::copy_n(other.block(layer, 0, 0), blocks * block_stride_, block(layer, 0, 0));
     }
 
   private:
-    int64_t first_block(int64_t layer, int64_t head) const { return (layer * n_kv_heads_ + head) * blocks_; }
-
-    // For all blocks of all heads.
-    ZeroedArray<uint8_t> zeros(int64_t block_bytes) const {
-        int64_t size = n_layers_ * n_kv_heads_; // at most 2^28, see check(Config)
-        if (__builtin_mul_overflow(size, blocks_, &size) || __builtin_mul_overflow(size, block_bytes, &size) ||
+    ZeroedArray<uint8_t> zeros() const {
+        int64_t size = n_layers_;
+        if (__builtin_mul_overflow(size, blocks_, &size) || __builtin_mul_overflow(size, block_stride_, &size) ||
             size > PTRDIFF_MAX / 2)
             refuse();
         try {
@@ -78,8 +74,8 @@ class KVCache {
     }
 
     CacheFormat format_;
-    int64_t n_layers_, n_kv_heads_, blocks_;
-    ZeroedArray<uint8_t> keys_, values_;
+    int64_t n_layers_, block_stride_, blocks_;
+    ZeroedArray<uint8_t> memory_;
 };
 
 } // namespace phi

@@ -7,6 +7,10 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace phi {
 
 // Zeros, from an address that is a multiple of 64. The system gives the pages when they are first touched, so
@@ -22,6 +26,17 @@ template <class T> class ZeroedArray {
 
     T *data() const { return data_; }
     T &operator[](size_t i) const { return data_[i]; }
+
+    // Asks for pages of 2 MB, where the system has them: the processor knows the places of more bytes then. A page is
+    // given as a whole.
+    void use_large_pages() const {
+#if defined(MADV_HUGEPAGE)
+        constexpr uintptr_t page = 4096;
+        const uintptr_t first = (reinterpret_cast<uintptr_t>(data_) + page - 1) / page * page;
+        const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes_) / page * page;
+        if (first < end) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+#endif
+    }
     size_t bytes() const { return bytes_; }
 
   private:

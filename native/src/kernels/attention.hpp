@@ -160,8 +160,8 @@ struct Codes {}; // in place of an element: the cache is coded
 template <class Element>
 void cached_block(const AttentionTile &tile, int64_t start, int64_t filled, float *scratch, QueryState *states) {
     const CacheFormat &format = tile.format;
-    const uint8_t *keys = tile.keys + start / key_block * format.key_block_bytes;
-    const uint8_t *values = tile.values + start * format.row_bytes;
+    const uint8_t *keys = tile.blocks + start / key_block * tile.block_stride;
+    const uint8_t *values = keys + format.key_block_bytes;
     float *float_keys = scratch, *float_values = float_keys + key_block * format.padded;
     if constexpr (std::is_same_v<Element, Codes>) {
         coded_keys_to_floats(format, keys, float_keys);

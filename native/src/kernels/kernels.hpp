@@ -77,6 +77,7 @@ struct CacheFormat {
     int head_size;
     int padded;                         // head_size rounded up to whole blocks or vectors; the padding is 0
     int64_t row_bytes, key_block_bytes; // of a value, and of 32 keys
+    int64_t block_bytes;                // of 32 keys and the 32 values that follow them
 };
 
 // Queries of neighbouring tokens that share one key and value head, and where their attention goes.
@@ -89,8 +90,8 @@ struct AttentionTile {
     int64_t position; // of the first token
     int64_t window;   // a query sees the keys with query - key < window
     CacheFormat format;
-    const uint8_t *keys;   // (blocks, format.key_block_bytes())
-    const uint8_t *values; // (positions, format.row_bytes())
+    const uint8_t *blocks; // of 32 positions each, format.block_bytes at every stride
+    int64_t block_stride;  // bytes
     float *scratch;        // attention_scratch(...) floats
 };
 
