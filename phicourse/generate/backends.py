@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -204,12 +205,10 @@ class NativeBackend:
 
     def forward_many(self, parts: Sequence[Part], all_logits: bool = False) -> list[Float32Array]:
         """Append to several sequences, whose tokens go through the layers together: logits of each (n or 1, vocab)."""
-        for _, ids in parts:
-            check_ids(ids, self.config.vocab_size)
         with as_generate_errors():
             logits: Float32Array = self._engine.forward_many(list(parts), all_logits)
-        ends = np.cumsum([len(ids) if all_logits else 1 for _, ids in parts])
-        return np.split(logits, ends[:-1])
+        rows = [len(ids) if all_logits else 1 for _, ids in parts]
+        return [logits[end - n : end] for n, end in zip(rows, accumulate(rows), strict=True)]
 
     def input_squares(self, ids: Int32Array) -> InputSquares:
         """Forget the cache, read ids (n,), and say what each matrix met."""
