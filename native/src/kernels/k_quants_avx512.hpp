@@ -49,95 +49,79 @@ template <int first> __m512i words_of(__m512i bytes) {
     return _mm512_shuffle_epi8(bytes, four_times(_mm_add_epi8(one_byte_each, _mm_set1_epi16(first))));
 }
 
-// Half a block's activations that meet the low four bits of its codes, those of its first and third sub-block, or, 32
-// further on, those that meet the high ones.
-inline __m512i x_of_half(const int8_t *x) { return join(load_256(x), load_256(x + 64)); }
-
 // Σ activation of every 32.
 inline __m128i sums_of_32(const int16_t *x_sums) { return _mm_add_epi16(load_128(x_sums), load_128(x_sums + 8)); }
 
-// ---- Q4_K ------------------------------------------------------------------------------------
-
-// Four rows are turned so that each lane has four codes of each row, and a row's sums grow in one place of all lanes. A
-// vector is laid out for that: four codes, repeated in a lane, and the sums of two sub-blocks likewise.
-struct RepeatedVector {
-    const int8_t *codes; // (blocks, half, low or high bits, 4, 64)
-    const int16_t *sums; // (blocks, lane, 4, 2)
-};
-
-// `out` has matmul_scratch() bytes: 17 / 4 for each weight are used.
-static_assert(4 * panel_bytes(SUPER_BLOCK) >= 17 * SUPER_BLOCK);
-inline RepeatedVector repeat_vector(Vector x, int64_t blocks, void *out) {
-    int8_t *codes = static_cast<int8_t *>(out);
-    int16_t *sums = reinterpret_cast<int16_t *>(codes + 4 * SUPER_BLOCK * blocks);
-    for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ4_K>(x)) {
-        __m512i *to = reinterpret_cast<__m512i *>(codes + 4 * SUPER_BLOCK * block);
-        for (int start = 0; start < SUPER_BLOCK; start += start % 128 == 0 ? 32 : 96) {
-            const __m512i vector = x_of_half(x.codes + start);
-            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_AAAA);
-            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_BBBB);
-            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_CCCC);
-            *to++ = _mm512_shuffle_epi32(vector, _MM_PERM_DDDD);
-        }
-        _mm512_store_si512(sums + 32 * block, in_lanes(sums_of_32(x.sums)));
-    }
-    return {codes, sums};
+// The sum of each lane's four numbers.
+inline __m128i lane_sums(__m512i lanes) {
+    lanes = _mm512_add_epi32(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_CDAB));
+    return first_words(_mm512_add_epi32(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_BADC)));
 }
 
-// 64 bytes of four rows: lane i of result j has bytes 16 · i + 4 · j to + 3 of each row.
+// Σ minimum · Σ activation of four rows.
+inline __m128i minima_products(__m512i minima, const int16_t *x_sums) {
+    return lane_sums(_mm512_madd_epi16(minima, four_times(sums_of_32(x_sums))));
+}
+
+// ---- Q4_K ------------------------------------------------------------------------------------
+
+// 64 bytes of four rows: vector j has bytes 16 · j to + 15 of each row, in its lane.
 struct FourVectors {
     __m512i v[4];
 };
-inline FourVectors turn_rows(__m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
-    const __m512i cd_low = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
-    return {{_mm512_unpacklo_epi64(ab_low, cd_low), _mm512_unpackhi_epi64(ab_low, cd_low),
-             _mm512_unpacklo_epi64(ab_high, cd_high), _mm512_unpackhi_epi64(ab_high, cd_high)}};
+inline FourVectors rows_in_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab_low = _mm512_shuffle_i32x4(a, b, 0x44), ab_high = _mm512_shuffle_i32x4(a, b, 0xee);
+    const __m512i cd_low = _mm512_shuffle_i32x4(c, d, 0x44), cd_high = _mm512_shuffle_i32x4(c, d, 0xee);
+    return {{_mm512_shuffle_i32x4(ab_low, cd_low, 0x88), _mm512_shuffle_i32x4(ab_low, cd_low, 0xdd),
+             _mm512_shuffle_i32x4(ab_high, cd_high, 0x88), _mm512_shuffle_i32x4(ab_high, cd_high, 0xdd)}};
 }
 
-// The sums of half a block of four rows as words: those of the first and third sub-block, and beside them those of the
-// second and fourth. The latter's codes stay four bits too high; their sums are shifted to the upper word anyway.
-[[gnu::always_inline]] inline __m512i half_sums(const BlockQ4_K *const *rows, int64_t block, int half,
-                                                const int8_t *x) {
-    const auto bytes = [&](int row) { return load_512(rows[row][block].qs + 64 * half); };
-    const FourVectors codes = turn_rows(bytes(0), bytes(1), bytes(2), bytes(3));
-    __m512i even = _mm512_setzero_si512(), odd = even;
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) { // 4 · 4 · 15 · 127 fits into a word
-        even = _mm512_dpbusd_epi32(even, _mm512_and_si512(codes.v[j], repeat_8(0x0f)), load_512(x + 64 * j));
-        odd = _mm512_dpbusd_epi32(odd, _mm512_and_si512(codes.v[j], repeat_8(0xf0)), load_512(x + 256 + 64 * j));
-    }
-    return _mm512_mask_mov_epi16(_mm512_slli_epi32(odd, 16 - 4), 0x55555555, even);
+// The sums of two sub-blocks of four rows, in four parts: as words, side by side. The second's codes, the high bits, stay
+// four bits too high; their sums are shifted to the upper word anyway.
+[[gnu::always_inline]] inline __m512i pair_sums(__m512i first, __m512i second, const int8_t *x) {
+    const auto sums = [&](int bits, const int8_t *x) { // 8 · 15 · 127 fits into a word
+        const __m512i half = _mm512_and_si512(first, repeat_8(bits)), other = _mm512_and_si512(second, repeat_8(bits));
+        return _mm512_dpbusd_epi32(dot_64(half, four_times(load_128(x))), other, four_times(load_128(x + 16)));
+    };
+    return _mm512_mask_mov_epi16(_mm512_slli_epi32(sums(0xf0, x + 32), 16 - 4), 0x55555555, sums(0x0f, x));
 }
 
-// In all lanes the scales of four rows, two each: lanes 0 and 1 those from `first` on, the others the next two.
-inline __m512i scales_of_rows(__m512i scales, int first) {
-    const __m512i places = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 1, 5, 9, 13, 1, 5, 9, 13);
-    return _mm512_permutexvar_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(first / 2)), scales);
-}
-
-inline __m128 dot_rows(const BlockQ4_K *const *rows, int64_t blocks, Vector x, RepeatedVector repeated) {
-    const __m512i pair_of_lane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m128 totals = _mm_setzero_ps();
-    for (int64_t block = 0; block < blocks; ++block, repeated.codes += 4 * SUPER_BLOCK, repeated.sums += 32) {
-        prefetch_rows(rows[0], blocks, block);
-        const __m512i headers = four_headers(rows, block), bytes = scales_and_minima(headers);
-        const __m512i scales = words_of<0>(bytes), minima = _mm512_permutexvar_epi32(pair_of_lane, words_of<8>(bytes));
-        __m512i products = _mm512_setzero_si512();
+// Σ scale · Σ code · activation of four rows. Each lane of `scales` has the eight words of its row.
+[[gnu::always_inline]] inline __m128i products_of(const BlockQ4_K *const *rows, int64_t block, __m512i scales,
+                                                  const int8_t *x) {
+    const __m512i pairs[4] = {
+        _mm512_shuffle_epi32(scales, _MM_PERM_AAAA), _mm512_shuffle_epi32(scales, _MM_PERM_BBBB),
+        _mm512_shuffle_epi32(scales, _MM_PERM_CCCC), _mm512_shuffle_epi32(scales, _MM_PERM_DDDD)};
+    __m512i products = _mm512_setzero_si512();
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half)
-            products = _mm512_dpwssd_epi32(products, half_sums(rows, block, half, repeated.codes + 512 * half),
-                                           scales_of_rows(scales, 4 * half));
-        const __m128i offsets = sum_of_lanes(_mm512_madd_epi16(minima, load_512(repeated.sums)));
+    for (int half = 0; half < 2; ++half, x += 128) {
+        const auto bytes = [&](int row) { return load_512(rows[row][block].qs + 64 * half); };
+        const FourVectors codes = rows_in_lanes(bytes(0), bytes(1), bytes(2), bytes(3));
+        products = _mm512_dpwssd_epi32(products, pair_sums(codes.v[0], codes.v[1], x), pairs[2 * half]);
+        products = _mm512_dpwssd_epi32(products, pair_sums(codes.v[2], codes.v[3], x + 64), pairs[2 * half + 1]);
+    }
+    return lane_sums(products);
+}
+
+inline __m128 dot_rows(const BlockQ4_K *const *rows, int64_t blocks, Vector x, Points) {
+    __m128 totals = _mm_setzero_ps();
+    for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ4_K>(x)) {
+        const __m512i headers = four_headers(rows, block), bytes = scales_and_minima(headers);
+        const __m128i products = products_of(rows, block, words_of<0>(bytes), x.codes);
+        const __m128i offsets = minima_products(words_of<8>(bytes), x.sums);
         const FourSteps steps = steps_of(headers);
-        const __m128 scale = _mm_set1_ps(x.scales[block]);
-        totals = _mm_fmadd_ps(_mm_mul_ps(steps.d, scale), _mm_cvtepi32_ps(sum_of_lanes(products)), totals);
+        const __m128 scale = _mm_set1_ps(*x.scales);
+        totals = _mm_fmadd_ps(_mm_mul_ps(steps.d, scale), _mm_cvtepi32_ps(products), totals);
         totals = _mm_fnmadd_ps(_mm_mul_ps(steps.dmin, scale), _mm_cvtepi32_ps(offsets), totals);
     }
     return totals;
 }
 
 // ---- Q5_K ------------------------------------------------------------------------------------
+
+// Half a block's activations that meet the low four bits of its codes, those of its first and third sub-block, or, 32
+// further on, those that meet the high ones.
+inline __m512i x_of_half(const int8_t *x) { return join(load_256(x), load_256(x + 64)); }
 
 // Half a block's codes: of the first and third sub-block, and of the second and fourth, twice as large.
 struct HalfCodes {
@@ -167,17 +151,9 @@ inline HalfCodes codes_of_half(const BlockQ5_K &block, int half) {
     return products;
 }
 
-// Σ minimum · Σ activation of four rows.
-inline __m128i minima_products(__m512i minima, const int16_t *x_sums) {
-    __m512i products = _mm512_madd_epi16(minima, four_times(sums_of_32(x_sums)));
-    products = _mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_CDAB));
-    return first_words(_mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC)));
-}
-
 inline __m128 dot_rows(const BlockQ5_K *const *rows, int64_t blocks, Vector x, Points) {
     __m128 totals = _mm_setzero_ps();
     for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ5_K>(x)) {
-        prefetch_rows(rows[0], blocks, block);
         const __m512i codes[4] = {x_of_half(x.codes), x_of_half(x.codes + 32), x_of_half(x.codes + 128),
                                   x_of_half(x.codes + 160)};
         const __m512i headers = four_headers(rows, block), bytes = scales_and_minima(headers);
@@ -235,7 +211,6 @@ inline __m128 dot_rows(const BlockQ6_K *const *rows, int64_t blocks, Vector x, P
     constexpr int zero = Traits<BlockQ6_K>::zero;
     __m128 totals = _mm_setzero_ps();
     for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ6_K>(x)) {
-        prefetch_rows(rows[0], blocks, block);
         __m512i codes[4], begin[4], products[4];
         for (int k = 0; k < 4; ++k) {
             codes[k] = load_512(x.codes + 64 * k);

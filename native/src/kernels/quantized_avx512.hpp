@@ -190,8 +190,6 @@ void one_token(const Matrix &weight, int64_t first, int64_t last, Vector x, floa
         int8_t *codes = static_cast<int8_t *>(scratch);
         in_order_of_points<Traits<Block>::grid>(x.codes, weight.cols, codes);
         vector_matmul<Block>(weight, first, last, {codes, x.sums, x.scales}, out, point_table<Block>());
-    } else if constexpr (std::is_same_v<Block, BlockQ4_K>) {
-        vector_matmul<Block>(weight, first, last, x, out, repeat_vector(x, weight.cols / SUPER_BLOCK, scratch));
     } else {
         vector_matmul<Block>(weight, first, last, x, out, points_of<Block>());
     }

@@ -105,21 +105,12 @@ template <class Block> __m128 four_dmin(const Block *const *rows, int64_t block)
         return four_halves(a.dmin, b.dmin, c.dmin, d.dmin);
 }
 
-// Asks for as many bytes as `n` blocks of four rows have: those of the next four rows in the order of the file, and
-// 8 KB on, because their first blocks are needed at once and memory takes its time. Four short streams are too much for
-// the hardware to guess.
-template <class Block> void prefetch_rows(const Block *row, int64_t blocks, int64_t block, int n = 1) {
-    const char *ahead = reinterpret_cast<const char *>(row + 4 * blocks + 4 * block) + (8 << 10);
-    for (size_t i = 0; i < 4 * n * sizeof(Block); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
-}
-
 // Four dot products with one vector.
 template <class Block, class Table>
 __m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Table table) {
     using Form = Traits<Block>;
     __m128 totals = _mm_setzero_ps();
     for (int64_t block = 0; block < blocks; ++block, x = next_block<Block>(x)) {
-        prefetch_rows(rows[0], blocks, block);
         decltype(block_sums(*rows[0], x, table)) sums[4];
         for (int row = 0; row < 4; ++row) sums[row] = block_sums(rows[row][block], x, table);
         const __m128 scale = _mm_set1_ps(*x.scales);
@@ -135,15 +126,17 @@ __m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Table table)
     return totals;
 }
 
-// Rows first … last - 1.
+// Rows first … last - 1, four at a time that lie far apart: so memory is read in four long streams, which the hardware
+// soon sees and asks for ahead by itself.
 template <class Block, class Table>
 void vector_matmul(const Matrix &weight, int64_t first, int64_t last, Vector x, float *out, Table table) {
-    for (int64_t row = first; row < last; row += 4) {
+    const int64_t n = (last - first + 3) / 4; // rows of a stream
+    for (int64_t row = first; row < first + n; ++row) {
         const Block *rows[4]; // past the end the last one is taken again
-        for (int i = 0; i < 4; ++i) rows[i] = row_of<Block>(weight, row + i < last ? row + i : last - 1);
+        for (int i = 0; i < 4; ++i) rows[i] = row_of<Block>(weight, row + i * n < last ? row + i * n : last - 1);
         float totals[4];
         _mm_storeu_ps(totals, dot_rows(rows, weight.cols / Traits<Block>::size, x, table));
-        for (int i = 0; i < 4 && row + i < last; ++i) out[row + i] = totals[i];
+        for (int i = 0; i < 4 && row + i * n < last; ++i) out[row + i * n] = totals[i];
     }
 }
 

@@ -298,7 +298,6 @@ __m128 dot_rows(const Block *const *rows, int64_t blocks, Vector x, Points point
     const __m512i zero = _mm512_set1_epi32(Traits<Block>::zero);
     __m128 totals = _mm_setzero_ps();
     for (int64_t block = 0; block < blocks; block += 4) {
-        prefetch_rows(rows[0], blocks, block, 4);
         const __m512i zeros = _mm512_mullo_epi32(in_lanes(_mm_cvtepi16_epi32(load_64(x.sums + block))), zero);
         const __m512i products = _mm512_sub_epi32(sixteen_products(rows, block, x.codes + 32 * block), zeros);
         const __m512 sums = _mm512_cvtepi32_ps(products);
