@@ -145,6 +145,7 @@ struct Coded {
     std::vector<int8_t> codes;
     std::vector<int16_t> sums;
     Floats scales;
+    std::vector<uint16_t> peaks;
     Floats rounded; // where weights and vectors meet in BF16
 
     Coded(const Kernels &kernels, Coding coding, int tokens, int64_t cols, uint64_t seed)
@@ -152,11 +153,12 @@ struct Coded {
 
     Coded(const Kernels &kernels, Coding coding, int tokens, int64_t cols, Floats numbers)
         : coding(coding), cols(cols), values(std::move(numbers)), codes(tokens * cols), sums(tokens * cols / 16 + 1),
-          scales(tokens * cols / 32 + 1) {
+          scales(tokens * cols / 32 + 1), peaks(tokens * cols / 128 + 1) {
         if (coding == Coding::none) return;
         for (int token = 0; token < tokens; ++token)
-            kernels.quantize(coding, &values[token * cols], static_cast<int>(cols), &codes[token * cols],
-                             &sums[token * cols / group()], &scales[token * cols / block()]);
+            kernels.quantize(coding, &values[token * cols], static_cast<int>(cols),
+                             {&codes[token * cols], &sums[token * cols / group()], &scales[token * cols / block()],
+                              &peaks[token * cols / 128]});
     }
 
     int64_t block() const { return coding == Coding::blocks_of_32 ? 32 : 256; }
@@ -169,7 +171,8 @@ struct Coded {
                 &values[first * cols],
                 &codes[first * cols],
                 &sums[first * cols / group()],
-                &scales[first * cols / block()]};
+                &scales[first * cols / block()],
+                &peaks[first * cols / 128]};
     }
 
     void round_to_bf16() { rounded = floats_of(Type::BF16, row_of(Type::BF16, values)); }
@@ -185,6 +188,17 @@ struct Coded {
     }
 };
 
+// The largest Σ |code| of n neighbours in a block of 256.
+static int largest_sum(const int8_t *codes, int n) {
+    int most = 0;
+    for (int start = 0; start < 256; start += n) {
+        int sum = 0;
+        for (int i = start; i < start + n; ++i) sum += std::abs(codes[i]);
+        most = std::max(most, sum);
+    }
+    return most;
+}
+
 static void test_quantize(Isa isa, const Kernels &kernels) {
     for (Coding coding : {Coding::blocks_of_32, Coding::blocks_of_256}) {
         const Coded x(kernels, coding, 2, 512, 3);
@@ -197,12 +211,14 @@ static void test_quantize(Isa isa, const Kernels &kernels) {
             const int64_t index = coding == Coding::blocks_of_32 ? group : group - inside + inside % 2 * 8 + inside / 2;
             check(x.sums[index] == sum, label(isa, "sum of codes"));
         }
+        for (int64_t start = 0; coding == Coding::blocks_of_256 && start < 1024; start += 256)
+            for (int n : {16, 32})
+                check(x.peaks[start / 128 + n / 32] == largest_sum(&x.codes[start], n), label(isa, "peak of codes"));
     }
-    Floats zeros(256, 0.0f), scale(1, -1.0f);
-    std::vector<int8_t> codes(256, 1);
-    std::vector<int16_t> sums(16, 1);
-    kernels.quantize(Coding::blocks_of_256, zeros.data(), 256, codes.data(), sums.data(), scale.data());
-    check(codes[0] == 0 && codes[255] == 0 && sums[15] == 0 && scale[0] == 0, label(isa, "codes of zeros"));
+    const Coded zeros(kernels, Coding::blocks_of_256, 1, 256, Floats(256, 0.0f));
+    check(zeros.codes[0] == 0 && zeros.codes[255] == 0 && zeros.sums[15] == 0 && zeros.scales[0] == 0 &&
+              zeros.peaks[1] == 0,
+          label(isa, "codes of zeros"));
 }
 
 // ---- matrices --------------------------------------------------------------------------------

@@ -60,10 +60,10 @@ def engine_work_bytes(config: PhiConfig, n_ctx: int, threads: int, cache_type: s
 
 
 def _vectors(n: int, cols: int) -> int:
-    """Floats; codes, sums and scales in blocks of 32, and of 256 with sums of 16."""
+    """Floats; codes, sums and scales in blocks of 32, and of 256 with sums of 16 and two peaks."""
     numbers = n * cols
     blocks_of_32 = numbers + 2 * (numbers // 32) + 4 * (numbers // 32)
-    blocks_of_256 = numbers + 2 * (numbers // 16) + 4 * (numbers // 256)
+    blocks_of_256 = numbers + 2 * (numbers // 16) + 4 * (numbers // 256) + 2 * (numbers // 128)
     return 4 * numbers + blocks_of_32 + blocks_of_256
 
 

@@ -35,23 +35,15 @@ class Vectors {
             if (!codings.has(coding)) continue;
             const int64_t at = token * cols_ + begin;
             const Codes &codes = codes_in(coding);
-            kernels.quantize(coding, row(token) + begin, static_cast<int>(end - begin), codes.codes.data() + at,
-                             codes.sums.data() + at / codes.sum_group, codes.scales.data() + at / codes.block);
+            kernels.quantize(coding, row(token) + begin, static_cast<int>(end - begin), codes.from(at));
         }
     }
 
     // What a matrix product takes: `tokens` tokens from `first` on.
     Activations activations(Coding coding, int64_t first, int tokens) {
-        if (coding == Coding::none) return {tokens, cols_, coding, row(first), nullptr, nullptr, nullptr};
-        const int64_t at = first * cols_;
-        const Codes &codes = codes_in(coding);
-        return {tokens,
-                cols_,
-                coding,
-                row(first),
-                codes.codes.data() + at,
-                codes.sums.data() + at / codes.sum_group,
-                codes.scales.data() + at / codes.block};
+        if (coding == Coding::none) return {tokens, cols_, coding, row(first), nullptr, nullptr, nullptr, nullptr};
+        const auto [codes, sums, scales, peaks] = codes_in(coding).from(first * cols_);
+        return {tokens, cols_, coding, row(first), codes, sums, scales, peaks};
     }
 
   private:
@@ -59,14 +51,21 @@ class Vectors {
     struct Codes {
         Codes(int64_t max_tokens, int64_t cols, int64_t block, int64_t sum_group)
             : block(block), sum_group(sum_group), codes(max_tokens * cols), sums(max_tokens * cols / sum_group),
-              scales(max_tokens * cols / block) {}
+              scales(max_tokens * cols / block), peaks(block == 256 ? max_tokens * cols / 128 : 0) {}
 
-        size_t bytes() const { return codes.bytes() + sums.bytes() + scales.bytes(); }
+        size_t bytes() const { return codes.bytes() + sums.bytes() + scales.bytes() + peaks.bytes(); }
+
+        // `at`: the number of a column, counted through all tokens.
+        CodedVector from(int64_t at) const {
+            return {codes.data() + at, sums.data() + at / sum_group, scales.data() + at / block,
+                    peaks.data() + (block == 256 ? at / 128 : 0)};
+        }
 
         int64_t block, sum_group; // codes that share a scale, and a sum
         ZeroedArray<int8_t> codes;
         ZeroedArray<int16_t> sums;
         ZeroedArray<float> scales;
+        ZeroedArray<uint16_t> peaks;
     };
 
     const Codes &codes_in(Coding coding) const { return coding == Coding::blocks_of_32 ? in_32_ : in_256_; }

@@ -53,6 +53,9 @@ constexpr Coding coding_for(Type weight_type) {
 // `sums` has the sums of the codes that weights with an offset need: of every 16 where a block has 256, a
 // block's in the order 0, 2, … 14, 1, 3, … 15 (a 256-bit vector keeps even and odd groups in separate
 // halves); of every 32 where a block has 32.
+//
+// `peaks` tells how large sums of products can become: the largest Σ |code| of 16 neighbours and of 32, where a block
+// has 256.
 struct Activations {
     int tokens;
     int64_t cols;
@@ -61,6 +64,15 @@ struct Activations {
     const int8_t *codes; // (tokens, cols)
     const int16_t *sums; // (tokens, cols / 16 or cols / 32)
     const float *scales; // (tokens, cols / 256 or cols / 32)
+    const uint16_t *peaks; // (tokens, cols / 256, 2)
+};
+
+// Where the coded form of one vector goes.
+struct CodedVector {
+    int8_t *codes;
+    int16_t *sums;
+    float *scales;
+    uint16_t *peaks;
 };
 
 // Keys of one head lie in blocks of 32 positions, and inside a block by dimension: (head_size, 32). So one
@@ -124,8 +136,8 @@ struct Kernels {
     // Put the key of one position, number `slot` of its block, or its value into the cache: (head_size) floats.
     void (*store_key)(const CacheFormat &format, const float *key, uint8_t *block, int slot);
     void (*store_value)(const CacheFormat &format, const float *value, uint8_t *row);
-    // Codes, sums and scales of one vector. n is a multiple of the block size.
-    void (*quantize)(Coding coding, const float *x, int n, int8_t *codes, int16_t *sums, float *scales);
+    // n is a multiple of the block size.
+    void (*quantize)(Coding coding, const float *x, int n, CodedVector out);
     // Causal attention in one pass over the keys; scores are never stored beyond a block.
     void (*attend)(const AttentionTile &tile);
     const Matmul *matmul; // for each Type

@@ -152,8 +152,9 @@ template <class Block> PanelVector blocks_later(const PanelVector &x, int64_t bl
             x.small + blocks};
 }
 
-// Whether a block of activations is so small that a tile may take a shorter way; the instruction set brings it.
-template <class Block> bool is_small(const int8_t *codes);
+// Whether a block of activations with these two peaks is so small that a tile may take a shorter way; the instruction
+// set brings it.
+template <class Block> bool is_small(const uint16_t *peaks);
 
 // Some tokens from `first` on, in places for `places` of them: the last one is repeated. `scratch` has room for their
 // offsets and for a bool of each block.
@@ -167,7 +168,10 @@ void set_vectors(const Activations &x, int first, int tokens, int places, int32_
         const Vector vector = vector_of<Block>(x, first + i);
         set_offsets<Block>(vector.sums, blocks, scratch + i * n);
         vectors[i] = {vector.codes, scratch + i * n, vector.scales, small};
-        for (int64_t block = 0; block < blocks; ++block) small[block] &= is_small<Block>(vector.codes + block * size);
+        if constexpr (size == 256) {
+            const uint16_t *peaks = x.peaks + (first + i) * blocks * 2;
+            for (int64_t block = 0; block < blocks; ++block) small[block] &= is_small<Block>(peaks + 2 * block);
+        }
     }
     for (int i = tokens; i < places; ++i) vectors[i] = vectors[tokens - 1];
 }

@@ -71,7 +71,7 @@ template <class Block>
 using TileOf =
     Tile<Traits<Block>::size, Traits<Block>::group, rounded_up(Traits<Block>::max_code), minima_pairs<Block>()>;
 
-template <class Block> bool is_small(const int8_t *) { return false; } // there is one way only
+template <class Block> bool is_small(const uint16_t *) { return false; } // there is one way only
 
 inline __m256i repeat_32(const void *p) { return _mm256_set1_epi32(*static_cast<const AnyInt *>(p)); }
 

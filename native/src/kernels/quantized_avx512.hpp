@@ -158,27 +158,19 @@ void tile(const typename Tile::Block *panel, int64_t blocks, const PanelVector *
 
 // How far codes are from zero, at most.
 template <class Form> constexpr int reach() {
-    return Form::zero > Form::max_code - Form::zero ? Form::zero : Form::max_code - Form::zero;
+    constexpr int above = Form::minima ? Form::max_code : Form::max_code - Form::zero;
+    return Form::zero > above ? Form::zero : above;
 }
 
-// Whether every group's sum is a word: no code is further from zero than `reach`, so Σ |activation| decides. The mean
+// Whether every group's sum may be a word: no code is further from zero than `reach`, so Σ |activation| decides. The mean
 // |activation| may be 64, half of the largest; of most vectors it is below 40.
 template <class Block> constexpr bool sums_in_words() {
     using Form = PanelForm<Block>;
-    return !Form::minima && Form::group < Form::size && reach<Form>() * Form::group * 64 <= 1 << 15;
+    return Form::group < Form::size && reach<Form>() * Form::group * 64 <= 1 << 15;
 }
-template <class Block> bool is_small(const int8_t *codes) {
+template <class Block> bool is_small(const uint16_t *peaks) {
     using Form = PanelForm<Block>;
-    if constexpr (!sums_in_words<Block>()) return false;
-    __m512i most = _mm512_setzero_si512();
-    for (int start = 0; start < Form::size; start += 64) {
-        const __m512i magnitudes = _mm512_abs_epi8(_mm512_loadu_si512(codes + start));
-        __m512i sums = _mm512_sad_epu8(magnitudes, _mm512_setzero_si512()); // of 8
-        sums = _mm512_add_epi64(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
-        if constexpr (Form::group == 32) sums = _mm512_add_epi64(sums, _mm512_permutex_epi64(sums, 0x4e));
-        most = _mm512_max_epu32(most, sums);
-    }
-    return _mm512_cmpgt_epu32_mask(most, _mm512_set1_epi32(32767 / reach<Form>())) == 0;
+    return sums_in_words<Block>() && peaks[Form::group == 32] <= 32767 / reach<Form>();
 }
 
 template <class Block>

@@ -225,7 +225,7 @@ template <class Block, class Row> void unpack_row(const Block &block, Points poi
 
 // ---- many tokens -----------------------------------------------------------------------------
 
-template <class Block> bool is_small(const int8_t *) { return false; } // there is one way only
+template <class Block> bool is_small(const uint16_t *) { return false; } // there is one way only
 
 inline constexpr int tokens_at_once = 4; // with 8 rows, their sums and products fit into the 32 registers
 inline constexpr int least_tokens = tokens_at_once, panel_tokens = 8; // of a tile

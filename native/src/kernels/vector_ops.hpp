@@ -104,25 +104,40 @@ inline float code_block(const float *x, int n, int8_t *codes) {
     return magnitude / 127.0f;
 }
 
-inline int sum_of_codes(const int8_t *codes, int n) {
-    int total = 0;
-    for (int i = 0; i < n; ++i) total += codes[i];
-    return total;
+struct CodeSums {
+    int sum, magnitudes; // Σ code, Σ |code|
+};
+inline CodeSums sums_of_16(const int8_t *codes) {
+    CodeSums sums{};
+    for (int i = 0; i < 16; ++i) {
+        sums.sum += codes[i];
+        sums.magnitudes += codes[i] < 0 ? -codes[i] : codes[i];
+    }
+    return sums;
 }
 
-inline void quantize(Coding coding, const float *x, int n, int8_t *codes, int16_t *sums, float *scales) {
+// What belongs to 256 codes beside their scale.
+inline void sum_codes(const int8_t *codes, int16_t *sums, uint16_t *peaks) {
+    const auto raise = [](uint16_t &peak, int sum) { peak = static_cast<uint16_t>(sum > peak ? sum : peak); };
+    peaks[0] = peaks[1] = 0;
+    for (int pair = 0; pair < 8; ++pair, codes += 32) { // even groups first, then odd ones
+        const CodeSums even = sums_of_16(codes), odd = sums_of_16(codes + 16);
+        sums[pair] = static_cast<int16_t>(even.sum);
+        sums[8 + pair] = static_cast<int16_t>(odd.sum);
+        raise(peaks[0], even.magnitudes > odd.magnitudes ? even.magnitudes : odd.magnitudes);
+        raise(peaks[1], even.magnitudes + odd.magnitudes);
+    }
+}
+
+inline void quantize(Coding coding, const float *x, int n, CodedVector out) {
     const int block = coding == Coding::blocks_of_32 ? 32 : 256;
-    for (int start = 0; start < n; start += block, codes += block) {
-        *scales++ = code_block(x + start, block, codes);
-        if (block == 32) {
-            *sums++ = static_cast<int16_t>(sum_of_codes(codes, 32));
-            continue;
-        }
-        for (int pair = 0; pair < 8; ++pair) { // even groups first, then odd ones
-            sums[pair] = static_cast<int16_t>(sum_of_codes(codes + 32 * pair, 16));
-            sums[8 + pair] = static_cast<int16_t>(sum_of_codes(codes + 32 * pair + 16, 16));
-        }
-        sums += 16;
+    for (int i = 0; i < n / block; ++i) {
+        int8_t *codes = out.codes + i * block;
+        out.scales[i] = code_block(x + i * block, block, codes);
+        if (block == 32)
+            out.sums[i] = static_cast<int16_t>(sums_of_16(codes).sum + sums_of_16(codes + 16).sum);
+        else
+            sum_codes(codes, out.sums + 16 * i, out.peaks + 2 * i);
     }
 }
 
