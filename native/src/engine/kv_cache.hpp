@@ -35,9 +35,7 @@ class KVCache {
     KVCache(const Config &config, int64_t n_ctx, Type type)
         : format_(cache_format(type, config.head_size)), n_layers_(config.own_layers()),
           block_stride_(config.n_kv_heads * format_.block_bytes), blocks_((n_ctx + key_block - 1) / key_block),
-          memory_(zeros()) {
-        memory_.use_large_pages();
-    }
+          memory_(zeros()) {}
 
     const CacheFormat &format() const { return format_; }
     size_t bytes() const { return memory_.bytes(); }

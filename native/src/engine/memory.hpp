@@ -22,25 +22,26 @@ template <class T> class ZeroedArray {
         if (memory_ == nullptr) throw std::bad_alloc();
         const auto address = reinterpret_cast<uintptr_t>(memory_.get());
         data_ = reinterpret_cast<T *>((address + alignment - 1) / alignment * alignment);
+        use_large_pages();
     }
 
     T *data() const { return data_; }
     T &operator[](size_t i) const { return data_[i]; }
-
-    // Asks for pages of 2 MB, where the system has them: the processor knows the places of more bytes then. A page is
-    // given as a whole.
-    void use_large_pages() const {
-#if defined(MADV_HUGEPAGE)
-        constexpr uintptr_t page = 4096;
-        const uintptr_t first = (reinterpret_cast<uintptr_t>(data_) + page - 1) / page * page;
-        const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes_) / page * page;
-        if (first < end) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
-#endif
-    }
     size_t bytes() const { return bytes_; }
 
   private:
     static constexpr size_t alignment = 64;
+
+    // Asks for pages of 2 MB, where the system has them: the processor knows the places of more bytes then.
+    void use_large_pages() const {
+#if defined(MADV_HUGEPAGE)
+        constexpr uintptr_t page = 4096, large_page = 2 << 20;
+        const uintptr_t first = (reinterpret_cast<uintptr_t>(data_) + page - 1) / page * page;
+        const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes_) / page * page;
+        if (bytes_ >= 2 * large_page) madvise(reinterpret_cast<void *>(first), end - first, MADV_HUGEPAGE);
+#endif
+    }
+
     struct Free {
         void operator()(void *memory) const { std::free(memory); }
     };
