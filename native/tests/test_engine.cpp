@@ -4,6 +4,7 @@
 #include "test_support.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -917,7 +918,28 @@ static void test_bad_sequences() {
             "n_sequences must be from 1 to 1024, not " + std::to_string(n));
 }
 
+// Every item is in one part, and no part is larger than asked.
+static void test_parts() {
+    for (int threads : {1, 2, 3}) {
+        phi::ThreadPool pool(threads);
+        for (size_t n : {0, 1, 2, 15, 16, 17, 1000})
+            for (size_t grain : {1, 7, 8, 64}) {
+                std::vector<std::atomic<int>> times(n);
+                std::atomic<bool> too_large = false;
+                pool.run([&](int) {
+                    pool.for_each(n, grain, [&](size_t begin, size_t end) {
+                        if (end - begin > grain) too_large = true;
+                        for (size_t i = begin; i < end; ++i) ++times[i];
+                    });
+                });
+                check(!too_large && std::ranges::all_of(times, [](const auto &count) { return count == 1; }),
+                      "parts of " + std::to_string(n) + " items on " + std::to_string(threads) + " threads");
+            }
+    }
+}
+
 int main() {
+    test_parts();
     test_against_written_out();
     test_threads();
     test_cuts();

@@ -33,16 +33,6 @@ inline __m128i first_words(__m512i lanes) {
     return _mm512_castsi512_si128(_mm512_permutexvar_epi32(places, lanes));
 }
 
-// d and dmin of four rows, from their headers.
-struct FourSteps {
-    __m128 d, dmin;
-};
-inline FourSteps steps_of(__m512i headers) {
-    const __m256 both = _mm256_cvtph_ps(first_words(headers));
-    const __m128 low = _mm256_castps256_ps128(both), high = _mm256_extractf128_ps(both, 1);
-    return {_mm_shuffle_ps(low, high, 0x88), _mm_shuffle_ps(low, high, 0xdd)};
-}
-
 // Eight bytes of each lane as words, which begin with byte `first`.
 template <int first> __m512i words_of(__m512i bytes) {
     const __m128i one_byte_each = _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -1, 7, -1);
@@ -51,17 +41,6 @@ template <int first> __m512i words_of(__m512i bytes) {
 
 // Σ activation of every 32.
 inline __m128i sums_of_32(const int16_t *x_sums) { return _mm_add_epi16(load_128(x_sums), load_128(x_sums + 8)); }
-
-// The sum of each lane's four numbers.
-inline __m128i lane_sums(__m512i lanes) {
-    lanes = _mm512_add_epi32(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_CDAB));
-    return first_words(_mm512_add_epi32(lanes, _mm512_shuffle_epi32(lanes, _MM_PERM_BADC)));
-}
-
-// Σ minimum · Σ activation of four rows.
-inline __m128i minima_products(__m512i minima, const int16_t *x_sums) {
-    return lane_sums(_mm512_madd_epi16(minima, four_times(sums_of_32(x_sums))));
-}
 
 // ---- Q4_K ------------------------------------------------------------------------------------
 
@@ -86,8 +65,8 @@ inline FourVectors rows_in_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm512_mask_mov_epi16(_mm512_slli_epi32(sums(0xf0, x + 32), 16 - 4), 0x55555555, sums(0x0f, x));
 }
 
-// Σ scale · Σ code · activation of four rows. Each lane of `scales` has the eight words of its row.
-[[gnu::always_inline]] inline __m128i products_of(const BlockQ4_K *const *rows, int64_t block, __m512i scales,
+// Σ scale · Σ code · activation of four rows, in four parts. Each lane of `scales` has the eight words of its row.
+[[gnu::always_inline]] inline __m512i products_of(const BlockQ4_K *const *rows, int64_t block, __m512i scales,
                                                   const int8_t *x) {
     const __m512i pairs[4] = {
         _mm512_shuffle_epi32(scales, _MM_PERM_AAAA), _mm512_shuffle_epi32(scales, _MM_PERM_BBBB),
@@ -100,21 +79,29 @@ inline FourVectors rows_in_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
         products = _mm512_dpwssd_epi32(products, pair_sums(codes.v[0], codes.v[1], x), pairs[2 * half]);
         products = _mm512_dpwssd_epi32(products, pair_sums(codes.v[2], codes.v[3], x + 64), pairs[2 * half + 1]);
     }
-    return lane_sums(products);
+    return products;
 }
 
+// For each row two numbers, side by side: the sums of its lane in `a` and in `b`.
+inline __m256i lane_sums(__m512i a, __m512i b) {
+    const __m512i halves = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i sums = _mm512_add_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_BADC));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), sums));
+}
+
+// d and dmin lie side by side in a header, and so do a row's products and offsets here. Every second total counts.
 inline __m128 dot_rows(const BlockQ4_K *const *rows, int64_t blocks, Vector x, Points) {
-    __m128 totals = _mm_setzero_ps();
+    __m256 totals = _mm256_setzero_ps();
     for (int64_t block = 0; block < blocks; ++block, x = next_block<BlockQ4_K>(x)) {
         const __m512i headers = four_headers(rows, block), bytes = scales_and_minima(headers);
-        const __m128i products = products_of(rows, block, words_of<0>(bytes), x.codes);
-        const __m128i offsets = minima_products(words_of<8>(bytes), x.sums);
-        const FourSteps steps = steps_of(headers);
-        const __m128 scale = _mm_set1_ps(*x.scales);
-        totals = _mm_fmadd_ps(_mm_mul_ps(steps.d, scale), _mm_cvtepi32_ps(products), totals);
-        totals = _mm_fnmadd_ps(_mm_mul_ps(steps.dmin, scale), _mm_cvtepi32_ps(offsets), totals);
+        const __m512i products = products_of(rows, block, words_of<0>(bytes), x.codes);
+        const __m512i offsets = _mm512_madd_epi16(words_of<8>(bytes), four_times(sums_of_32(x.sums)));
+        const __m256 sums = _mm256_cvtepi32_ps(lane_sums(products, offsets));
+        const __m256 factors = _mm256_mul_ps(_mm256_cvtph_ps(first_words(headers)), _mm256_set1_ps(*x.scales));
+        totals = _mm256_fmadd_ps(factors, sums, totals);
+        totals = _mm256_fnmadd_ps(_mm256_movehdup_ps(factors), _mm256_movehdup_ps(sums), totals);
     }
-    return totals;
+    return _mm_shuffle_ps(_mm256_castps256_ps128(totals), _mm256_extractf128_ps(totals, 1), 0x88);
 }
 
 // ---- Q5_K ------------------------------------------------------------------------------------
@@ -149,6 +136,23 @@ inline HalfCodes codes_of_half(const BlockQ5_K &block, int half) {
         products = _mm512_dpwssd_epi32(products, words, both);
     }
     return products;
+}
+
+// d and dmin of four rows, from their headers.
+struct FourSteps {
+    __m128 d, dmin;
+};
+inline FourSteps steps_of(__m512i headers) {
+    const __m256 both = _mm256_cvtph_ps(first_words(headers));
+    const __m128 low = _mm256_castps256_ps128(both), high = _mm256_extractf128_ps(both, 1);
+    return {_mm_shuffle_ps(low, high, 0x88), _mm_shuffle_ps(low, high, 0xdd)};
+}
+
+// Σ minimum · Σ activation of four rows.
+inline __m128i minima_products(__m512i minima, const int16_t *x_sums) {
+    __m512i products = _mm512_madd_epi16(minima, four_times(sums_of_32(x_sums)));
+    products = _mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_CDAB));
+    return first_words(_mm512_add_epi32(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC)));
 }
 
 inline __m128 dot_rows(const BlockQ5_K *const *rows, int64_t blocks, Vector x, Points) {
