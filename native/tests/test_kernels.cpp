@@ -382,6 +382,14 @@ class AttentionTest {
         return out;
     }
 
+    // The value of the last token becomes NaN.
+    void spoil_last_value() {
+        const int64_t key = case_.position + case_.tokens - 1;
+        const Floats unusable(case_.head_size, std::numeric_limits<float>::quiet_NaN());
+        kernels_.store_value(format_, unusable.data(),
+                             &blocks_[key / 32 * block_stride()] + format_.key_block_bytes + key % 32 * format_.row_bytes);
+    }
+
   private:
     // Positions after the last token hold what an earlier text left there, in the worst case NaN.
     void fill_cache() {
@@ -426,7 +434,7 @@ static void test_attention(Isa isa, const Kernels &kernels) {
     const int n_types = std::size(phi::cache_types);
     for (int i = 0; i < n_types * static_cast<int>(std::size(cases)); ++i) {
         const AttentionCase &c = cases[i / n_types];
-        const AttentionTest test(kernels, c, phi::cache_types[i % n_types]);
+        AttentionTest test(kernels, c, phi::cache_types[i % n_types]);
         const std::string what = label(isa, "attention to " + std::string(phi::type_info(phi::cache_types[i % n_types]).name) +
                                                 ", head size " + std::to_string(c.head_size) + " at " +
                                                 std::to_string(c.position));
@@ -442,6 +450,9 @@ static void test_attention(Isa isa, const Kernels &kernels) {
             check(std::memcmp(alone.data(), &got[token * row], row * sizeof(float)) == 0,
                   what + ": token alone differs");
         }
+        test.spoil_last_value();
+        check(std::memcmp(test.attend(0, c.tokens).data(), got.data(), (c.tokens - 1) * row * sizeof(float)) == 0,
+              what + ": a token sees the last one's value");
     }
 }
 

@@ -69,6 +69,7 @@ inline float block_weights(float *scores, QueryState &state) {
 // The keys of a block that a query sees.
 struct KeyRange {
     int first, last; // first … last - 1
+    bool operator==(const KeyRange &) const = default;
 };
 
 // sum = sum * shrink + weights · values, from dimension `start` on and for `vectors` vectors of dimensions, which
@@ -100,6 +101,25 @@ void add_values(QueryState *states, const float *shrink, const float (*weights)[
         add_values_to<queries, 1>(states, start, shrink, weights, values, range, stride);
 }
 
+// Some queries meet one block of keys, of which they see the same.
+template <int queries, class Element>
+void queries_block(const AttentionTile &tile, int first_query, const Element *keys, const Element *values,
+                   KeyRange range, QueryState *states) {
+    const float *query[queries];
+    for (int i = 0; i < queries; ++i) {
+        const int token = (first_query + i) / tile.members, member = (first_query + i) % tile.members;
+        query[i] = tile.queries + token * tile.query_stride + member * tile.format.head_size;
+    }
+    float scores[queries][key_block], shrink[queries];
+    block_scores<queries>(query, keys, tile.format.head_size, scores);
+    for (int i = 0; i < queries; ++i) {
+        for (int key = 0; key < range.first; ++key) scores[i][key] = minus_infinity;
+        for (int key = range.last; key < key_block; ++key) scores[i][key] = minus_infinity;
+        shrink[i] = block_weights(scores[i], states[first_query + i]);
+    }
+    add_values<queries>(states + first_query, shrink, scores, values, range, tile.format.padded);
+}
+
 inline int64_t first_key_seen(const AttentionTile &tile, int64_t position) {
     return position >= tile.window ? position - tile.window + 1 : 0;
 }
@@ -111,44 +131,20 @@ inline KeyRange keys_seen(const AttentionTile &tile, int query, int64_t start) {
     return {static_cast<int>(first > 0 ? first : 0), static_cast<int>(end < key_block ? end : key_block)};
 }
 
-// Some queries meet one block of keys. Each sees some of them; what it does not see has no weight.
-template <int queries, class Element>
-void queries_block(const AttentionTile &tile, int first_query, int64_t start, const Element *keys, const Element *values,
-                   QueryState *states) {
-    const float *query[queries];
-    for (int i = 0; i < queries; ++i) {
-        const int token = (first_query + i) / tile.members, member = (first_query + i) % tile.members;
-        query[i] = tile.queries + token * tile.query_stride + member * tile.format.head_size;
-    }
-    float scores[queries][key_block], shrink[queries];
-    block_scores<queries>(query, keys, tile.format.head_size, scores);
-    for (int i = 0; i < queries; ++i) {
-        const KeyRange range = keys_seen(tile, first_query + i, start);
-        for (int key = 0; key < range.first; ++key) scores[i][key] = minus_infinity;
-        for (int key = range.last; key < key_block; ++key) scores[i][key] = minus_infinity;
-        shrink[i] = block_weights(scores[i], states[first_query + i]);
-    }
-    const KeyRange all{keys_seen(tile, first_query, start).first, keys_seen(tile, first_query + queries - 1, start).last};
-    add_values<queries>(states + first_query, shrink, scores, values, all, tile.format.padded);
-}
-
-// All queries of the tile meet one block, several together where each of them sees a key: the first has the earliest
-// end, the last the latest beginning.
+// All queries of the tile meet one block.
 template <class Element>
 void tile_block(const AttentionTile &tile, int64_t start, const Element *keys, const Element *values,
                 QueryState *states) {
     const int queries = tile.tokens * tile.members;
-    const auto sees_some = [&](int query) {
-        const KeyRange range = keys_seen(tile, query, start);
-        return range.first < range.last;
-    };
     for (int query = 0, done; query < queries; query += done) {
+        const KeyRange range = keys_seen(tile, query, start);
         done = queries_together;
-        if (query + done <= queries && sees_some(query) && sees_some(query + done - 1)) {
-            queries_block<queries_together>(tile, query, start, keys, values, states);
+        // Ranges only move forward: if the first and the last are the same, all are.
+        if (query + done <= queries && keys_seen(tile, query + done - 1, start) == range) {
+            if (range.first < range.last) queries_block<queries_together>(tile, query, keys, values, range, states);
         } else {
             done = 1;
-            if (sees_some(query)) queries_block<1>(tile, query, start, keys, values, states);
+            if (range.first < range.last) queries_block<1>(tile, query, keys, values, range, states);
         }
     }
 }
