@@ -58,9 +58,9 @@ inline FourVectors rows_in_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
 // The sums of two sub-blocks of four rows, in four parts: as words, side by side. The second's codes, the high bits, stay
 // four bits too high; their sums are shifted to the upper word anyway.
 [[gnu::always_inline]] inline __m512i pair_sums(__m512i first, __m512i second, const int8_t *x) {
-    const auto sums = [&](int bits, const int8_t *x) { // 8 · 15 · 127 fits into a word
+    const auto sums = [&](int bits, const int8_t *from) { // 8 · 15 · 127 fits into a word
         const __m512i half = _mm512_and_si512(first, repeat_8(bits)), other = _mm512_and_si512(second, repeat_8(bits));
-        return _mm512_dpbusd_epi32(dot_64(half, four_times(load_128(x))), other, four_times(load_128(x + 16)));
+        return _mm512_dpbusd_epi32(dot_64(half, four_times(load_128(from))), other, four_times(load_128(from + 16)));
     };
     return _mm512_mask_mov_epi16(_mm512_slli_epi32(sums(0xf0, x + 32), 16 - 4), 0x55555555, sums(0x0f, x));
 }

@@ -136,7 +136,7 @@ struct Kernels {
     // Put the key of one position, number `slot` of its block, or its value into the cache: (head_size) floats.
     void (*store_key)(const CacheFormat &format, const float *key, uint8_t *block, int slot);
     void (*store_value)(const CacheFormat &format, const float *value, uint8_t *row);
-    // n is a multiple of the block size.
+    // Codes one vector; n is a multiple of the block size.
     void (*quantize)(Coding coding, const float *x, int n, CodedVector out);
     // Causal attention in one pass over the keys; scores are never stored beyond a block.
     void (*attend)(const AttentionTile &tile);
